@@ -1,0 +1,1 @@
+"""One module per paper. Each defines EXPERIMENT; `jattn list` shows them all."""

@@ -1,0 +1,235 @@
+"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, doctor."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from jattn import terminal
+from jattn.bench import BENCHMARKS
+from jattn.doctor import diagnose
+from jattn.runs import CheckpointError, Experiment, RunError, Stopped, discover, load_experiment, open_run
+from jattn.runs.directory import CONFIG, differing_fields, read_json, read_verdicts, to_json
+from jattn.runs.index import RUNS, find_run, last_metrics, list_runs, summarise
+from jattn.runs.report import write_report
+from jattn.runs.trackers import TRACKERS, open_tracker
+from jattn.train import NonFiniteError
+
+console = Console()
+log = logging.getLogger("jattn")
+
+EXIT_CLAIM_FAILED, EXIT_USAGE, EXIT_FAILED = 1, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 done, 1 a claim did not hold (--strict), 2 usage, 3 failed, 128+n signal n."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "run":
+        parser.error(f"unrecognized arguments: {' '.join(rest)} (see: jattn {options.command} --help)")
+    _log_to_stderr()
+    try:
+        return options.handle(options, rest)
+    except (ValueError, TypeError) as error:
+        return _complain(error, EXIT_USAGE)
+    except (RunError, CheckpointError, NonFiniteError, OSError) as error:
+        return _complain(error, EXIT_FAILED)
+    except BrokenPipeError:
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of everything but an experiment's own config fields."""
+    parser = argparse.ArgumentParser(prog="jattn", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, handle: Any, summary: str, **options: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False, **options)
+        command.set_defaults(handle=handle)
+        return command
+
+    def add_root(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--root", type=Path, default=RUNS, help="where runs lie (default: %(default)s)")
+
+    def add_session(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--strict", action="store_true", help="exit 1 if a claim does not hold")
+        command.add_argument("--quiet", action="store_true", help="no progress")
+        command.add_argument(
+            "--track", nargs="*", default=["tensorboard"], choices=sorted(TRACKERS), help="where metrics are copied"
+        )
+
+    add("list", _list, "experiments, their papers and presets, and what each costs")
+
+    run = add("run", _run, "run an experiment; its config fields are options too", add_help=False)
+    run.add_argument("experiment", nargs="?", help="a name from `jattn list`, or a path/to/file.py of your own")
+    run.add_argument("--preset", help="smoke, laptop (the default), paper, or another the experiment offers")
+    run.add_argument("--dir", type=Path, help="the run directory (default: a new one under --root)")
+    run.add_argument("-h", "--help", action="store_true", help="show this and the experiment's config fields")
+    add_root(run)
+    add_session(run)
+    run.set_defaults(parser=run)
+
+    resume = add("resume", _resume, "go on with a run that was stopped, killed or failed")
+    show = add("show", _show, "a run's config, claims and last metrics")
+    for command in (resume, show):
+        command.add_argument("run", metavar="RUN", help="a path, a name or a part of one, or `latest`")
+        add_root(command)
+    add_session(resume)
+    show.add_argument("--markdown", action="store_true", help="the claims as a Markdown table, nothing else")
+
+    runs = add("runs", _runs, "a table of runs")
+    runs.add_argument("filters", nargs="*", metavar="FIELD=VALUE", help="experiment, preset, status or a config field")
+    add_root(runs)
+
+    compare = add("compare", _compare, "where runs differ: config, claims, last metrics")
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    add_root(compare)
+
+    report = add("report", _report, "one self-contained HTML page of runs: claims, figures, curves, configs")
+    report.add_argument("runs", nargs="*", metavar="RUN", help="default: every run under --root")
+    report.add_argument("--out", type=Path, default=Path("report.html"))
+    add_root(report)
+
+    bench = add("bench", _bench, "speed, as ratios measured side by side in one run")
+    bench.add_argument("benchmark", choices=sorted(BENCHMARKS))
+
+    add("doctor", _doctor, "versions, devices, what would run where; what is missing and how to install it")
+    return parser
+
+
+def _list(options: argparse.Namespace, rest: list[str]) -> int:
+    console.print(terminal.experiments_table(discover()))
+    return 0
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.experiment is None:
+        options.parser.print_help()
+        return 0 if options.help else EXIT_USAGE
+    experiment = load_experiment(options.experiment)
+    preset = options.preset or experiment.default_preset
+    if preset not in experiment.presets:
+        raise ValueError(f"preset must be one of {', '.join(experiment.presets)}; got {preset!r}")
+    if options.help:
+        options.parser.print_help()
+    config = tyro.cli(
+        experiment.config_type,
+        prog=f"jattn run {options.experiment} [options above]",
+        description=f"{experiment.summary}\n\nConfig fields, with the defaults of preset {preset!r}:",
+        default=experiment.presets[preset].config,
+        args=["--help"] if options.help else rest,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    short_name = Path(experiment.name).stem
+    fresh = options.root / f"{datetime.now():%Y%m%d-%H%M%S}-{short_name}-{preset}"
+    return _work(experiment, preset, config, options.dir or fresh, options)
+
+
+def _resume(options: argparse.Namespace, rest: list[str]) -> int:
+    directory = find_run(options.run, options.root)
+    frozen = summarise(directory)
+    experiment = load_experiment(frozen.experiment)
+    defaults = to_json(experiment.presets[experiment.default_preset].config)
+    changed = sorted(set(defaults) ^ set(frozen.config))
+    if changed:
+        raise RunError(f"{directory} was made by another version of {experiment.name}: its config differs in {changed}")
+    try:
+        config = msgspec.convert(frozen.config, experiment.config_type)
+    except msgspec.ValidationError as error:
+        raise RunError(f"{directory / CONFIG} does not fit {experiment.name}: {error}") from None
+    return _work(experiment, frozen.preset, config, directory, options)
+
+
+def _work(experiment: Experiment, preset: str, config: Any, directory: Path, options: argparse.Namespace) -> int:
+    trackers = [open_tracker(name, directory) for name in options.track]
+    console.print(f"[bold]{experiment.name}[/] ({preset}) in {directory}")
+    stopped_by = None
+    try:
+        with open_run(experiment, preset, config, directory, trackers=trackers, quiet=options.quiet) as run:
+            try:
+                experiment.run(config, run)
+            finally:
+                stopped_by = run.stop_request.signal
+    except (Stopped, KeyboardInterrupt) as stop:
+        console.print(str(stop) or f"interrupted; go on with: jattn resume {directory}")
+        return 128 + (stopped_by or 2)
+    verdicts = read_verdicts(directory)
+    if verdicts:
+        console.print(terminal.claims_table(verdicts))
+    console.print(f"Report: jattn report {directory}")
+    return EXIT_CLAIM_FAILED if options.strict and not all(v.held for v in verdicts) else 0
+
+
+def _runs(options: argparse.Namespace, rest: list[str]) -> int:
+    console.print(terminal.runs_table(list_runs(options.root, options.filters)))
+    return 0
+
+
+def _show(options: argparse.Namespace, rest: list[str]) -> int:
+    directory = find_run(options.run, options.root)
+    if options.markdown:
+        print(terminal.claims_markdown(read_verdicts(directory)))
+        return 0
+    summary = summarise(directory)
+    console.print(terminal.summary_table(summary, read_json(directory / "environment.json") or []))
+    console.print(terminal.claims_table(summary.verdicts))
+    console.print(terminal.metrics_table({directory.name: last_metrics(directory)}))
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    summaries = [summarise(find_run(name, options.root)) for name in options.runs]
+    console.print(terminal.config_differences_table(summaries))
+    console.print(terminal.claims_side_by_side(summaries))
+    console.print(terminal.metrics_table({summary.directory.name: last_metrics(summary.directory) for summary in summaries}))
+    return 0
+
+
+def _report(options: argparse.Namespace, rest: list[str]) -> int:
+    directories = [find_run(name, options.root) for name in options.runs]
+    directories = directories or [run.directory for run in list_runs(options.root)]
+    if not directories:
+        raise RunError(f"there is no run under {options.root} to report on")
+    write_report(directories, options.out)
+    console.print(f"Wrote {options.out}")
+    return 0
+
+
+def _bench(options: argparse.Namespace, rest: list[str]) -> int:
+    title, measure = BENCHMARKS[options.benchmark]
+    console.print(terminal.rows_table(title, measure()))
+    return 0
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    console.print(terminal.rows_table("This machine", [asdict(finding) for finding in diagnose()]))
+    return 0
+
+
+def _log_to_stderr() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _complain(error: Exception, status: int) -> int:
+    Console(stderr=True).print(f"[bold red]jattn:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    return status
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main())

@@ -1,0 +1,1 @@
+"""Data: real sets that come with installed packages, and the synthetic worlds papers train on."""

@@ -1,0 +1,6 @@
+"""Training: one loop for every model, with checkpoints, resuming and many seeds at once."""
+
+from jattn.train.loop import Fitted, NonFiniteError, Schedule, fit
+from jattn.train.state import Generated, TrainState, create_state
+
+__all__ = ["Fitted", "Generated", "NonFiniteError", "Schedule", "TrainState", "create_state", "fit"]

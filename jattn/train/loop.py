@@ -1,0 +1,205 @@
+"""The one training loop: dispatch, record, evaluate, checkpoint; resume where a checkpoint left off."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Key
+
+from jattn.runs.checkpoints import Best
+from jattn.runs.directory import Run, Stage
+from jattn.train.progress import TrainingProgress
+from jattn.train.state import Generated, TrainState, create_state
+from jattn.train.step import Loss, build_dispatch, checked_names
+
+log = logging.getLogger("jattn")
+
+Evaluate = Callable[[Any], Mapping[str, Array]]
+"""model -> metrics, scalars or arrays; compiled, and mapped over seeds where there are seeds."""
+
+
+class NonFiniteError(Exception):
+    """Training met an infinity or a not-a-number. The last finite state was checkpointed."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train and how often to do what. The last three count steps, in whole dispatches.
+
+    Attributes:
+      steps: optimisation steps in all.
+      steps_per_dispatch: steps compiled into one program; metrics are recorded as their mean over it.
+      evaluate_every: steps between evaluations; one is also made before the first step and after the last.
+      checkpoint_every: steps between checkpoints; one is also made after the last.
+      keep: how many of the newest checkpoints stay.
+      best: keep the best checkpoint too, judged by a metric of the evaluation (its mean over seeds).
+    """
+
+    steps: int
+    steps_per_dispatch: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 1000
+    keep: int = 2
+    best: Best | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "steps_per_dispatch", "evaluate_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) % self.steps_per_dispatch:
+                raise ValueError(
+                    f"{name} must be a multiple of steps_per_dispatch = {self.steps_per_dispatch}; "
+                    f"got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training ends with.
+
+    Attributes:
+      graph: the model's structure; `nnx.merge(graph, state.parameters, state.others)` is the model.
+      state: the last state; its arrays have a leading seed axis when there were seeds.
+    """
+
+    graph: nnx.GraphDef
+    state: TrainState
+    seeds: int | None
+
+    def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(model, *arguments), compiled, and for every seed's model side by side where there are seeds."""
+
+        def apply(parameters: nnx.State, others: nnx.State, *arguments: Any) -> Any:
+            return function(nnx.merge(self.graph, parameters, others), *arguments)
+
+        if self.seeds is not None:
+            apply = jax.vmap(apply, in_axes=(0, 0, *(None for _ in arguments)))
+        return jax.jit(apply)(self.state.parameters, self.state.others, *arguments)
+
+
+def fit(
+    run: Run,
+    name: str,
+    *,
+    build: Callable[[nnx.Rngs], nnx.Module],
+    loss: Loss,
+    optimiser: optax.GradientTransformation,
+    data: Generated | grain.DatasetIterator,
+    key: Key[Array, ""],
+    schedule: Schedule,
+    seeds: int | None = None,
+    evaluate: Evaluate | None = None,
+) -> Fitted:
+    """Train a model to the end of its schedule as a stage of a run, from its newest checkpoint if it has one.
+
+    Args:
+      name: the stage's name: its metric record and checkpoints go by it.
+      build: random streams -> NNX model.
+      loss: (model, batch) -> (scalar, metrics). Every seed's own.
+      data: batches generated in the program, or a Grain iterator of batches, whose position is checkpointed.
+      seeds: train that many models side by side in one program; None for a single one without a seed axis.
+      evaluate: model -> metrics, called as the schedule says.
+
+    Raises:
+      NonFiniteError: loss, a gradient or a parameter stopped being finite; says at which step and in which leaf.
+      Stopped: the run was asked to stop; everything is checkpointed.
+      RunError, CheckpointError: what is in the run directory does not fit, or could not be written.
+    """
+    graph, state = create_state(build, optimiser, key, seeds)
+    generated = data if isinstance(data, Generated) else None
+    stream = None if isinstance(data, Generated) else data
+    dispatch = build_dispatch(graph, loss, optimiser, generated, seeds)
+    evaluation = _Evaluation(graph, evaluate, seeds)
+    with run.stage(name, keep=schedule.keep, best=schedule.best) as stage:
+        restored = stage.restore(state)
+        if restored is None:
+            measured = _evaluate(stage, 0, evaluation, state)
+        else:
+            state, measured = restored.state, restored.sidecar["measured"]
+            if stream is not None:
+                stream.set_state(restored.sidecar["data_position"])
+            if restored.step < schedule.steps:
+                log.info("%s: going on from the checkpoint of step %d", name, restored.step)
+        step = 0 if restored is None else restored.step
+        with TrainingProgress(name, step, schedule.steps, quiet=run.quiet) as progress:
+            while step < schedule.steps:
+                count = min(schedule.steps_per_dispatch - step % schedule.steps_per_dispatch, schedule.steps - step)
+                position = None if stream is None else stream.get_state()
+                batches = None if stream is None else _stack([next(stream) for _ in range(count)])
+                state, trace = dispatch(state, batches, count)
+                finite = jax.device_get(trace.finite)
+                if not finite.all():
+                    sound = _sound_steps(finite)
+                    if stream is not None:  # back to the batch that the last finite state would see next
+                        stream.set_state(position)
+                        for _ in range(sound):
+                            next(stream)
+                    _save(stage, step + sound, state, stream, measured)
+                    stage.wait()
+                    raise NonFiniteError(_describe_non_finite(name, step + sound, finite[sound], checked_names(state)))
+                step += count
+                stage.metrics.write(step, {k: v.mean(axis=0) for k, v in jax.device_get(trace.metrics).items()})
+                last = step == schedule.steps
+                if last or step % schedule.evaluate_every == 0:
+                    measured = _evaluate(stage, step, evaluation, state)
+                progress.update(step, float(np.mean(trace.metrics["loss"])))
+                if last or step % schedule.checkpoint_every == 0 or run.stop_request:
+                    _save(stage, step, state, stream, measured)
+                if run.stop_request and not last:
+                    stage.wait()
+                    run.stop_if_asked()
+    return Fitted(graph, state, seeds)
+
+
+class _Evaluation:
+    """The user's evaluation, compiled, its metrics named apart from the training's."""
+
+    def __init__(self, graph: nnx.GraphDef, evaluate: Evaluate | None, seeds: int | None):
+        def one(parameters: nnx.State, others: nnx.State) -> dict[str, Array]:
+            if evaluate is None:
+                return {}
+            return {f"eval/{name}": value for name, value in evaluate(nnx.merge(graph, parameters, others)).items()}
+
+        self._evaluate = jax.jit(one if seeds is None else jax.vmap(one))
+
+    def __call__(self, state: TrainState) -> dict[str, np.ndarray]:
+        return jax.device_get(self._evaluate(state.parameters, state.others))
+
+
+def _evaluate(stage: Stage, step: int, evaluation: _Evaluation, state: TrainState) -> dict[str, float]:
+    """Evaluate, record, and return the means by which a checkpoint can be the best."""
+    measured = evaluation(state)
+    stage.metrics.write(step, measured)
+    return {name: float(np.mean(value)) for name, value in measured.items() if np.ndim(value) <= 1}
+
+
+def _save(
+    stage: Stage, step: int, state: TrainState, stream: grain.DatasetIterator | None, measured: dict[str, float]
+) -> None:
+    stage.save(step, state, None if stream is None else stream.get_state(), measured)
+
+
+def _sound_steps(finite: np.ndarray) -> int:
+    """How many steps of a dispatch came before the first that met something not finite."""
+    return int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
+
+
+def _describe_non_finite(stage: str, step: int, finite: np.ndarray, names: list[str]) -> str:
+    leaves = [names[i] for i in np.flatnonzero(~finite.reshape(-1, len(names)).all(axis=0))]
+    seeds = "" if finite.ndim == 1 else f" (seeds {np.flatnonzero(~finite.all(axis=-1)).tolist()})"
+    return (
+        f"stage {stage}, step {step + 1}: not finite: {', '.join(leaves)}{seeds}; "
+        f"the state after step {step} is the newest checkpoint"
+    )
+
+
+def _stack(batches: list[Any]) -> Any:
+    return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *batches)

@@ -1,0 +1,1 @@
+"""Attention without a softmax: linear in the scores."""

@@ -20,7 +20,7 @@ from jattn import terminal
 from jattn.bench import BENCHMARKS
 from jattn.doctor import diagnose
 from jattn.runs import CheckpointError, Experiment, RunError, Stopped, discover, load_experiment, open_run
-from jattn.runs.directory import CONFIG, differing_fields, read_json, read_verdicts, to_json
+from jattn.runs.directory import CONFIG, read_json, read_verdicts, to_json
 from jattn.runs.index import RUNS, find_run, last_metrics, list_runs, summarise
 from jattn.runs.report import write_report
 from jattn.runs.trackers import TRACKERS, open_tracker
@@ -33,7 +33,10 @@ EXIT_CLAIM_FAILED, EXIT_USAGE, EXIT_FAILED = 1, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 done, 1 a claim did not hold (--strict), 2 usage, 3 failed, 128+n signal n."""
+    """Run one command.
+
+    Returns the exit status: 0 done, 1 a claim did not hold (--strict), 2 usage, 3 failed, 128 + n signal n.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -42,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     try:
         return options.handle(options, rest)
+    except BrokenPipeError:
+        return 0
     except (ValueError, TypeError) as error:
         return _complain(error, EXIT_USAGE)
     except (RunError, CheckpointError, NonFiniteError, OSError) as error:
         return _complain(error, EXIT_FAILED)
-    except BrokenPipeError:
-        return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -193,7 +196,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     summaries = [summarise(find_run(name, options.root)) for name in options.runs]
     console.print(terminal.config_differences_table(summaries))
     console.print(terminal.claims_side_by_side(summaries))
-    console.print(terminal.metrics_table({summary.directory.name: last_metrics(summary.directory) for summary in summaries}))
+    console.print(terminal.metrics_table({run.directory.name: last_metrics(run.directory) for run in summaries}))
     return 0
 
 

@@ -23,7 +23,7 @@ def diagnose() -> list[Finding]:
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     findings.append(Finding("processor", processor()))
-    findings.append(Finding("JAX runs on", f"{jax.default_backend()}: {len(devices)} × {kinds}"))
+    findings.append(Finding("JAX runs on", f"{jax.default_backend()}: {len(devices)} of {kinds}"))
     findings.append(_accelerator("GPU", "gpu", "jax_cuda12_plugin"))
     findings.append(_accelerator("TPU", "tpu", "libtpu"))
     findings.append(Finding("attention", f"reference implementation, on {jax.default_backend()}"))

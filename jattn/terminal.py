@@ -37,9 +37,7 @@ def runs_table(runs: Sequence[Summary]) -> Table:
     """One line a run."""
     table = Table("run", "experiment", "preset", "status", "claims held", "last change")
     for run in runs:
-        table.add_row(
-            run.directory.name, escape(run.experiment), run.preset, _status(run.status), run.held, run.at
-        )
+        table.add_row(run.directory.name, escape(run.experiment), run.preset, _status(run.status), run.held, run.at)
     return table
 
 

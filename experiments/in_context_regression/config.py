@@ -6,6 +6,9 @@ from jattn.data.linear_prompts import LinearPrompts
 from jattn.runs import Preset
 from jattn.train import Schedule
 
+CHUNK = 1000
+"""Test prompts are drawn and answered so many at a time."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -23,7 +26,7 @@ class Config:
       seeds: independent repetitions (weights and prompts), run as one program.
       seed: what all randomness starts from.
       steps_per_dispatch, evaluate_every, checkpoint_every: see jattn.train.Schedule.
-      test_prompts: fresh prompts for every measurement after training.
+      test_prompts: fresh prompts, a multiple of 1000, for every measurement of every seed after training.
       test_lengths: context lengths to test at, without retraining.
       real_lengths: context lengths on the diabetes table.
       real_splits: random splits of its rows.
@@ -44,7 +47,7 @@ class Config:
     steps_per_dispatch: int = 50
     evaluate_every: int = 500
     checkpoint_every: int = 1000
-    test_prompts: int = 100_000
+    test_prompts: int = 50_000
     test_lengths: tuple[int, ...] = (10, 20, 40, 100)
     real_lengths: tuple[int, ...] = (10, 20, 40, 80, 160, 320)
     real_splits: int = 20
@@ -53,6 +56,8 @@ class Config:
         for name in ("batch_size", "seeds", "test_prompts", "real_splits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.test_prompts % CHUNK:
+            raise ValueError(f"test_prompts must be a multiple of {CHUNK}; got {self.test_prompts}")
         if not self.heads or min(self.heads) < 1 or len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads must be distinct numbers of at least 1; got {self.heads}")
         if self.linear_heads < 0:
@@ -79,9 +84,7 @@ class Config:
 
 
 LAPTOP = Config()
-MULTITASK = replace(
-    LAPTOP, task_features=((0, 3), (1, 5)), heads=(2, 3, 4, 6), linear_heads=0, learning_rate=1e-3
-)
+MULTITASK = replace(LAPTOP, task_features=((0, 3), (1, 5)), heads=(2, 3, 4, 6), linear_heads=0, learning_rate=1e-3)
 
 PRESETS = {
     "smoke": Preset(

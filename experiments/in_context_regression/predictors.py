@@ -20,9 +20,7 @@ def gradient_descent(prompt: Prompt, rate: Float[Array, ""] | float) -> Predicti
     return rate * jnp.einsum("bl,blt->bt", similarity, prompt.labels) / prompt.labels.shape[1]
 
 
-def debiased_gradient_descent(
-    prompt: Prompt, preconditioner: Float[Array, "dimension dimension"]
-) -> Prediction:
+def debiased_gradient_descent(prompt: Prompt, preconditioner: Float[Array, "dimension dimension"]) -> Prediction:
     """(1/L) Σ_l y_l (x_l − x̄)ᵀ P x_q; P = rate · I for the plain debiased step (He et al. 2025)."""
     centred = prompt.covariates - prompt.covariates.mean(axis=1, keepdims=True)
     query = prompt.query @ preconditioner.T

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jattn.data.linear_prompts import LinearPrompts
@@ -39,7 +40,7 @@ def gradient_descent_risk(rate: float, world: LinearPrompts) -> float:
     return 1 + noise - 2 * rate + rate**2 * (1 + (dimension + 1) / length + noise * dimension / length)
 
 
-def valley_rate(omega: Float[Array, "..."], world: LinearPrompts) -> Float[Array, "..."]:
+def valley_rate(omega: Float[Array | np.ndarray, "..."], world: LinearPrompts) -> Float[Array, "..."]:
     """The rate 2ωμ that is best for two opposite heads at strength ω: 1/(1 + (1+σ²) sinh(dω²)/(Lω²))."""
     growth = jnp.sinh(world.dimension * omega**2) / omega**2
     return 1 / (1 + (1 + world.noise_variance) * growth / world.context_length)
@@ -52,7 +53,7 @@ def gradient_flow(
 
     Runge-Kutta steps of order four, as short as the stiffest direction of the valley asks for.
     """
-    slope = jax.grad(lambda at: -approximate_loss(*at, world))
+    slope = jax.grad(lambda at: -approximate_loss(at[0], at[1], world))
     step_length, steps = 0.02, round(time / 0.02)
     marks = jnp.unique(jnp.geomspace(1, steps, points).astype(int), size=points, fill_value=steps)
 

@@ -63,15 +63,12 @@ class MultiHeadAttention(nnx.Module):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1; got {count}")
         bound = features**-0.5
-
-        def projection(outputs: int) -> nnx.Param:
-            shape = (heads, outputs, features)
-            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-
-        self.query = projection(features)
-        self.key = projection(features)
-        self.value = projection(features)
-        self.output = projection(outputs)
+        # One draw for all four: on a CPU, compiling each random draw costs more than running them all.
+        shape = (heads, 3 * features + outputs, features)
+        drawn = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+        query, key, value, output = jnp.split(drawn, [features, 2 * features, 3 * features], axis=1)
+        self.query, self.key, self.value = nnx.Param(query), nnx.Param(key), nnx.Param(value)
+        self.output = nnx.Param(output)
         self.attention = attention
 
     def key_query_circuit(self) -> Float[Array, "heads features features"]:

@@ -20,6 +20,6 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
         measure()
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
-        for name in list(contenders) if turn % 2 == 0 else reversed(contenders):
+        for name in list(contenders) if turn % 2 == 0 else reversed(list(contenders)):
             measured[name].append(contenders[name]())
     return {name: np.array(values) for name, values in measured.items()}

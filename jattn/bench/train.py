@@ -111,7 +111,8 @@ def _bare_seconds(heads: int, seeds: int, steps_per_dispatch: int) -> Callable[[
     @partial(jax.jit, donate_argnums=0)
     def dispatch(carry: Any, keys: jax.Array, first: jax.Array) -> Any:
         def body(carry: Any, step: jax.Array) -> Any:
-            parameters, state, value = jax.vmap(one, in_axes=(0, 0, 0, None))(*carry, keys, step)
+            parameters, state = carry
+            parameters, state, value = jax.vmap(one, in_axes=(0, 0, 0, None))(parameters, state, keys, step)
             return (parameters, state), value
 
         return jax.lax.scan(body, carry, first + jnp.arange(steps_per_dispatch))

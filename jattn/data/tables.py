@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -28,9 +29,9 @@ def diabetes() -> Table:
     Raises:
       ValueError: the installed numbers are not the ones this project was checked with.
     """
-    bunch = load_diabetes(scaled=False)
-    features, target = np.asarray(bunch["data"], np.float64), np.asarray(bunch["target"], np.float64)
+    bunch: Any = load_diabetes(scaled=False)
+    features, target = np.asarray(bunch.data, np.float64), np.asarray(bunch.target, np.float64)
     digest = hashlib.sha256(features.astype("<f8").tobytes() + target.astype("<f8").tobytes()).hexdigest()
     if digest != DIABETES_SHA256:
         raise ValueError(f"diabetes table must have SHA-256 {DIABETES_SHA256}; scikit-learn gave {digest}")
-    return Table(features, target, tuple(bunch["feature_names"]))
+    return Table(features, target, tuple(bunch.feature_names))

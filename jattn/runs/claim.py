@@ -20,6 +20,9 @@ class Bar:
         if not self.low <= self.high:
             raise ValueError(f"low must not exceed high; got [{self.low}, {self.high}]")
 
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
     def __str__(self) -> str:
         if math.isinf(self.low):
             return f"≤ {self.high:g}"
@@ -94,17 +97,22 @@ def judge(
     measured: Float[np.ndarray, " repetitions"] | Sequence[float] | float,
     control: Float[np.ndarray, " repetitions"] | Sequence[float] | float,
 ) -> Verdict:
-    """A claim holds when the whole interval of the measurement is inside the bar and the control's is outside."""
+    """A claim holds when the measurement's whole interval is inside the bar and no repetition of the control is.
+
+    The control is judged repetition by repetition because nothing is known of its distribution: untrained weights
+    give ratios whose mean and interval mean little.
+    """
     seen, null = estimate(measured), estimate(control)
-    inside = claim.bar.low <= seen.low and seen.high <= claim.bar.high
-    outside = null.high < claim.bar.low or null.low > claim.bar.high
-    mean_inside = claim.bar.low <= seen.mean <= claim.bar.high
-    if not inside:
-        reason = "the interval crosses the bar" if mean_inside else "the measurement misses the bar"
-    elif not outside:
-        reason = "the control passes too, so the measurement shows nothing"
+    inside = seen.low in claim.bar and seen.high in claim.bar
+    passing = sum(float(value) in claim.bar for value in np.atleast_1d(np.asarray(control)))
+    if math.isnan(seen.mean):
+        reason = "the measurement is not a number in some repetition"
+    elif not inside:
+        reason = "the interval crosses the bar" if seen.mean in claim.bar else "the measurement misses the bar"
+    elif passing:
+        reason = f"the control passes in {passing} of {null.repetitions} repetitions, so the measurement shows nothing"
     else:
         reason = ""
     if reason and claim.note:
         reason = f"{reason}: {claim.note}"
-    return Verdict(claim, seen, null, inside and outside, reason)
+    return Verdict(claim, seen, null, not reason, reason)

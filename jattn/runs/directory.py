@@ -1,11 +1,11 @@
 """The run directory: everything one run of an experiment leaves, and the one process that may write to it.
 
-    config.json         experiment, preset and the frozen config
-    environment.json    versions, devices and revision of every process that worked on the run
-    status.json         running, completed, stopped or failed; why
-    metrics/<stage>.jsonl, tensorboard/<stage>/
-    checkpoints/<stage>/<step>/
-    figures/*.svg with captions.json, claims.json, results.json
+config.json         experiment, preset and the frozen config
+environment.json    versions, devices and revision of every process that worked on the run
+status.json         running, completed, stopped or failed; why
+metrics/<stage>.jsonl, tensorboard/<stage>/
+checkpoints/<stage>/<step>/
+figures/*.svg with captions.json, claims.json, results.json
 """
 
 import json
@@ -36,6 +36,8 @@ CONFIG, ENVIRONMENT, STATUS, CLAIMS, RESULTS = (
     f"{name}.json" for name in ("config", "environment", "status", "claims", "results")
 )
 LOCK = "lock"
+ABSENT = "absent"
+"""How a field that one side of a comparison lacks is shown."""
 
 
 class RunError(Exception):
@@ -73,12 +75,15 @@ class Stage:
         return restored
 
     def save(self, step: int, state: Any, position: Any, measured: dict[str, float]) -> None:
-        """Checkpoint the state, the data position, the latest evaluation and the length of the metric record."""
+        """Checkpoint the state, the data position and the length of the metric record.
+
+        Args:
+          measured: the evaluation of this very state; empty if it was not evaluated.
+        """
         sidecar = {
             "config": self.run.config_json,
             "metrics_length": self.metrics.sync(),
             "data_position": position,
-            "measured": measured,
         }
         self._checkpoints.save(step, state, sidecar, measured)
 
@@ -86,8 +91,10 @@ class Stage:
         self._checkpoints.wait()
 
     def close(self) -> None:
-        self.metrics.close()
-        self._checkpoints.close()
+        try:
+            self.metrics.close()
+        finally:
+            self._checkpoints.close()
 
 
 class Run:
@@ -102,7 +109,9 @@ class Run:
         self.stop_request = stop_request
         self.quiet = quiet
         self.verdicts: list[Verdict] = []
-        self._captions: dict[str, str] = {}
+        # What an earlier process left stays until this one has made it anew.
+        self._earlier_verdicts = read_verdicts(directory)
+        self._captions: dict[str, str] = read_json(directory / "figures" / "captions.json") or {}
 
     @contextmanager
     def stage(self, name: str, *, keep: int = 2, best: Best | None = None) -> Iterator[Stage]:
@@ -136,10 +145,19 @@ class Run:
             raise ValueError(f"claim {claim.name!r} is settled already")
         verdict = judge(claim, measured, control)
         self.verdicts.append(verdict)
-        # JSON has no infinity: an open side of a bar or interval is written as null.
-        rows = [to_json(verdict) for verdict in self.verdicts]
-        write_whole(self.directory / CLAIMS, json.dumps(rows, indent=2, ensure_ascii=False))
+        settled = {verdict.claim.name for verdict in self.verdicts}
+        self._write_verdicts(self.verdicts + [old for old in self._earlier_verdicts if old.claim.name not in settled])
         return verdict
+
+    def _write_verdicts(self, verdicts: list[Verdict]) -> None:
+        # JSON has no infinity: an open side of a bar or interval is written as null.
+        rows = [to_json(verdict) for verdict in verdicts]
+        write_whole(self.directory / CLAIMS, json.dumps(rows, indent=2, ensure_ascii=False))
+
+    def finish(self) -> None:
+        """Drop what only an earlier process left: this one has made all there is to make."""
+        if self._earlier_verdicts:
+            self._write_verdicts(self.verdicts)
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Keep the numbers behind the claims and figures, as JSON."""
@@ -190,6 +208,7 @@ def open_run(
             except BaseException as error:
                 _write_status(directory, "failed", f"{type(error).__name__}: {error}")
                 raise
+            run.finish()
             _write_status(directory, "completed")
     finally:
         for tracker in trackers:
@@ -203,11 +222,12 @@ def to_json(value: Any) -> Any:
 
 
 def differing_fields(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The leaves in which two JSON objects differ: dotted name -> (old, new); an absent side is None."""
+    """The leaves in which two JSON objects differ: dotted name -> (old, new); a side without it is `ABSENT`."""
     if isinstance(old, dict) and isinstance(new, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for name in sorted({*old, *new}):
-            found |= differing_fields(old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name)
+            below = f"{prefix}.{name}" if prefix else name
+            found |= differing_fields(old.get(name, ABSENT), new.get(name, ABSENT), below)
         return found
     return {} if old == new else {prefix: (old, new)}
 
@@ -227,14 +247,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is not readable: {error}") from None
 
 
 def read_verdicts(directory: Path) -> list[Verdict]:
     """The claims a run has settled so far."""
     rows = read_json(directory / CLAIMS) or []
-    return [_verdict_of(row) for row in rows]
+    try:
+        return [_verdict_of(row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{directory / CLAIMS} does not hold claims: {error!r}") from None
 
 
 def _verdict_of(row: dict[str, Any]) -> Verdict:
@@ -256,7 +279,7 @@ def _verdict_of(row: dict[str, Any]) -> Verdict:
 
 def read_status(directory: Path) -> dict[str, Any]:
     """The run's status; a run that says it is running and that no process holds was killed."""
-    status = read_json(directory / STATUS) or {"status": "unknown", "detail": "", "at": ""}
+    status = {"status": "unknown", "detail": "", "at": ""} | (read_json(directory / STATUS) or {})
     if status["status"] == "running" and not is_locked(directory / LOCK):
         status["status"] = "killed"
     return status
@@ -287,7 +310,8 @@ def _add_environment(directory: Path) -> None:
     sessions.append(record_environment() | {"started": datetime.now(UTC).isoformat(timespec="seconds")})
     if len(sessions) > 1:
         keys = ("python", "packages", "devices", "processor", "git", "x64")
-        differing = differing_fields(*({key: session[key] for key in keys} for session in sessions[-2:]))
+        before, now = ({key: session[key] for key in keys} for session in sessions[-2:])
+        differing = differing_fields(before, now)
         if differing:
             log.warning(
                 "the environment is not what the run began with, so its numbers may differ in the last digits:\n%s",

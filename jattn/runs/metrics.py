@@ -8,11 +8,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class MetricWriter(Protocol):
     """Where metrics also go. Implement these two methods to plug in a tracker (see `jattn/runs/trackers.py`)."""
 
@@ -53,8 +54,8 @@ class MetricRecord:
         line = {"step": step, **{name: _plain(array) for name, array in arrays.items()}}
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
-        scalars = {name: float(array.mean()) for name, array in arrays.items() if array.ndim <= 1 and array.size}
         for writer in self._writers:
+            scalars = {name: float(array.mean()) for name, array in arrays.items() if array.ndim <= 1 and array.size}
             writer.write(self.stage, step, scalars)
 
     def sync(self) -> int:
@@ -70,19 +71,28 @@ def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every metric of a record: name -> (steps, values with the step axis first).
 
     A last line cut short by a crash is left out: the run that is resumed writes it again.
+
+    Raises:
+      ValueError: the file holds something else; the message names the file and the line.
     """
     series: dict[str, tuple[list[int], list[Any]]] = {}
     if not path.exists():
         return {}
     lines = path.read_bytes().split(b"\n")
-    for line in lines[:-1]:  # what follows the last newline is empty, or a line cut short
-        record = json.loads(line)
-        step = record.pop("step")
-        for name, value in record.items():
-            steps, values = series.setdefault(name, ([], []))
-            steps.append(step)
-            values.append(value)
-    return {name: (np.asarray(steps), np.asarray(values)) for name, (steps, values) in series.items()}
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or a line cut short
+        try:
+            record = json.loads(line)
+            step = record.pop("step")
+            for name, value in record.items():
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is no line of a metric record: {error!r}") from None
+    try:
+        return {name: (np.asarray(steps), np.asarray(values)) for name, (steps, values) in series.items()}
+    except ValueError as error:
+        raise ValueError(f"{path} holds a metric whose shape changes: {error}") from None
 
 
 def _plain(array: np.ndarray) -> Any:

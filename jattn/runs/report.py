@@ -5,7 +5,6 @@ The page needs no network and no script; the same run directories give the same 
 
 import base64
 import io
-import itertools
 import json
 import re
 import shlex
@@ -76,9 +75,9 @@ class _Curves:
 
 @dataclass(frozen=True)
 class _Environment:
-    """What one or several sessions in a row ran on: labelled facts, and whether the source was modified."""
+    """What some sessions in a row, each with its start and command, ran on; and whether the source was modified."""
 
-    started: list[datetime]
+    sessions: list[tuple[datetime, str]]
     facts: dict[str, str]
     dirty: bool
 
@@ -149,20 +148,22 @@ def _time(iso: str) -> datetime:
 
 
 def _environments(sessions: Sequence[Mapping[str, Any]]) -> list[_Environment]:
-    """The environments a run went through; sessions in a row that differ in nothing are one."""
-    described = [(_time(session["started"]), _facts(session), _is_dirty(session)) for session in sessions]
-    return [
-        _Environment([started for started, _, _ in group], facts, dirty)
-        for (facts, dirty), group in (
-            (key, list(group)) for key, group in itertools.groupby(described, key=lambda one: one[1:])
-        )
-    ]
+    """The environments a run went through: sessions in a row that differ in nothing but when and how they started."""
+    environments: list[_Environment] = []
+    for session in sessions:
+        start = (_time(session["started"]), shlex.join(session["command"]))
+        facts, dirty = _facts(session), bool(session["git"] and session["git"]["dirty"])
+        if environments and (environments[-1].facts, environments[-1].dirty) == (facts, dirty):
+            environments[-1].sessions.append(start)
+        else:
+            environments.append(_Environment([start], facts, dirty))
+    return environments
 
 
 def _facts(session: Mapping[str, Any]) -> dict[str, str]:
     git = session["git"]
     packages = [f"{name} {version}" for name, version in session["packages"].items() if version]
-    devices = [f"{kind} ({count})" if count > 1 else kind for kind, count in Counter(session["devices"]).items()]
+    devices = [f"{count}x {kind}" if count > 1 else kind for kind, count in Counter(session["devices"]).items()]
     hosts = f", {session['processes']} processes" if session["processes"] > 1 else ""
     return {
         "Devices": f"{', '.join(devices)} ({session['backend']}{hosts})",
@@ -170,13 +171,8 @@ def _facts(session: Mapping[str, Any]) -> dict[str, str]:
         "System": session["platform"],
         "Versions": ", ".join([f"Python {session['python']}", *packages]),
         "Precision": "64-bit numbers enabled" if session["x64"] else "32-bit numbers",
-        "Revision": git["commit"] if git else "none: not run from a git checkout",
-        "Command": shlex.join(session["command"]),
+        "Revision": git["commit"] if git else "not known",
     }
-
-
-def _is_dirty(session: Mapping[str, Any]) -> bool:
-    return bool(session["git"] and session["git"]["dirty"])
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -255,13 +251,13 @@ def _draw(name: str, steps: np.ndarray, values: np.ndarray, limits: tuple[float,
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, rasterized=many)
         svg = io.BytesIO()
         figure.savefig(svg, format="svg", dpi=200, metadata={"Date": None})
-    return _Picture(name.removeprefix(EVALUATION), _data_uri(svg.getvalue()), _last_value(steps, values, finite))
+    return _Picture(name.removeprefix(EVALUATION), _data_uri(svg.getvalue()), _last_value(steps, seeds, finite))
 
 
 def _set_scales(axes: Axes, values: np.ndarray, limits: tuple[float, float]) -> None:
     """Steps along x; y logarithmic where every value is positive, with ticks that suit how far it reaches."""
     axes.set_xlim(*limits)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("step", color="#6b6b65")
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -275,9 +271,10 @@ def _set_scales(axes: Axes, values: np.ndarray, limits: tuple[float, float]) -> 
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _last_value(steps: np.ndarray, values: np.ndarray, finite: np.ndarray) -> str:
+def _last_value(steps: np.ndarray, seeds: np.ndarray, finite: np.ndarray) -> str:
     """The panel's caption: where the metric ended, and whether it left the finite numbers."""
-    last = values[-1]
+    last = seeds[-1]
     spread = f" ({last.min():.4g} to {last.max():.4g} over {last.size} seeds)" if last.size > 1 else ""
+    ending = f"{last.mean():.4g}{spread}" if finite[-1] else "not finite"
     lost = f"; not finite at {(~finite).sum()} of {len(finite)} points" if not finite.all() else ""
-    return f"{last.mean():.4g}{spread} at step {steps[-1]}{lost}"
+    return f"{ending} at step {steps[-1]}{lost}"

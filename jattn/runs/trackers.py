@@ -31,7 +31,7 @@ class WeightsAndBiases:
     """A Weights & Biases run (extra `wandb`); the run directory's name is its id, so a resumed run goes on in it."""
 
     def __init__(self, directory: Path):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._run = wandb.init(project="jattn", id=directory.name, dir=str(directory), resume="allow")
 
@@ -47,7 +47,7 @@ class MLflow:
     """An MLflow run (extra `mlflow`) at the tracking address MLflow itself is configured with."""
 
     def __init__(self, directory: Path):
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self._mlflow = mlflow
         mlflow.set_experiment("jattn")

@@ -59,6 +59,11 @@ class Schedule:
                     f"{name} must be a multiple of steps_per_dispatch = {self.steps_per_dispatch}; "
                     f"got {getattr(self, name)}"
                 )
+        if self.best is not None and self.checkpoint_every % self.evaluate_every:
+            raise ValueError(
+                f"checkpoint_every must be a multiple of evaluate_every = {self.evaluate_every} where the best "
+                f"checkpoint is kept; got {self.checkpoint_every}"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,21 @@ class Fitted:
     state: TrainState
     seeds: int | None
 
-    def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(model, *arguments), compiled, and for every seed's model side by side where there are seeds."""
+    def map(self, function: Callable[..., Any], *arguments: Any, shared: tuple[Any, ...] = ()) -> Any:
+        """function(model, *arguments, *shared), compiled; with seeds, for each seed's model and its arguments.
+
+        Args:
+          function: pure; returns a pytree of arrays, which come back with a leading seed axis where there are seeds.
+          arguments: pytrees of arrays, with a leading seed axis where there are seeds.
+          shared: pytrees of arrays that all seeds get whole.
+        """
 
         def apply(parameters: nnx.State, others: nnx.State, *arguments: Any) -> Any:
             return function(nnx.merge(self.graph, parameters, others), *arguments)
 
         if self.seeds is not None:
-            apply = jax.vmap(apply, in_axes=(0, 0, *(None for _ in arguments)))
-        return jax.jit(apply)(self.state.parameters, self.state.others, *arguments)
+            apply = jax.vmap(apply, in_axes=(*(0 for _ in range(2 + len(arguments))), *(None for _ in shared)))
+        return jax.jit(apply)(self.state.parameters, self.state.others, *arguments, *shared)
 
 
 def fit(
@@ -122,8 +133,10 @@ def fit(
         restored = stage.restore(state)
         if restored is None:
             measured = _evaluate(stage, 0, evaluation, state)
+            if schedule.best is not None and schedule.best.metric not in measured:
+                raise ValueError(f"best.metric must be one of {sorted(measured)}; got {schedule.best.metric!r}")
         else:
-            state, measured = restored.state, restored.sidecar["measured"]
+            state = restored.state
             if stream is not None:
                 stream.set_state(restored.sidecar["data_position"])
             if restored.step < schedule.steps:
@@ -132,7 +145,7 @@ def fit(
         with TrainingProgress(name, step, schedule.steps, quiet=run.quiet) as progress:
             while step < schedule.steps:
                 count = min(schedule.steps_per_dispatch - step % schedule.steps_per_dispatch, schedule.steps - step)
-                position = None if stream is None else stream.get_state()
+                position = {} if stream is None else stream.get_state()
                 batches = None if stream is None else _stack([next(stream) for _ in range(count)])
                 state, trace = dispatch(state, batches, count)
                 finite = jax.device_get(trace.finite)
@@ -142,18 +155,19 @@ def fit(
                         stream.set_state(position)
                         for _ in range(sound):
                             next(stream)
-                    _save(stage, step + sound, state, stream, measured)
+                    _save(stage, step + sound, state, stream, {})
                     stage.wait()
                     raise NonFiniteError(_describe_non_finite(name, step + sound, finite[sound], checked_names(state)))
                 step += count
                 stage.metrics.write(step, {k: v.mean(axis=0) for k, v in jax.device_get(trace.metrics).items()})
                 last = step == schedule.steps
-                if last or step % schedule.evaluate_every == 0:
-                    measured = _evaluate(stage, step, evaluation, state)
+                evaluating = last or step % schedule.evaluate_every == 0
+                measured = _evaluate(stage, step, evaluation, state) if evaluating else {}
                 progress.update(step, float(np.mean(trace.metrics["loss"])))
-                if last or step % schedule.checkpoint_every == 0 or run.stop_request:
+                stopping = bool(run.stop_request) and not last  # looked at once: a signal may come at any moment
+                if last or step % schedule.checkpoint_every == 0 or stopping:
                     _save(stage, step, state, stream, measured)
-                if run.stop_request and not last:
+                if stopping:
                     stage.wait()
                     run.stop_if_asked()
     return Fitted(graph, state, seeds)

@@ -33,8 +33,9 @@ class TrainingProgress:
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
-        nothing = {"loss": float("nan"), "speed": 0.0}
-        self._task = self._bar.add_task(self._stage, total=self._steps, completed=self._start, **nothing)
+        self._task = self._bar.add_task(
+            self._stage, total=self._steps, completed=self._start, loss=float("nan"), speed=0.0
+        )
         return self
 
     def update(self, step: int, loss: float) -> None:

@@ -55,7 +55,7 @@ def build_dispatch(
         finite = jnp.stack([jnp.isfinite(array).all() for array in checked])
         return (parameters, others, optimiser_state), metrics, finite
 
-    step_all = one_step
+    step_all: Callable[..., Any] = one_step
     if seeds is not None:
         step_all = jax.vmap(one_step, in_axes=(0, 0, 0, 0, None, None))
 
@@ -64,11 +64,15 @@ def build_dispatch(
         def body(carry: tuple[TrainState, Array], batch: Any) -> tuple[tuple[TrainState, Array], Trace]:
             state, sound = carry
             old = (state.parameters, state.others, state.optimiser)
-            new, metrics, finite = step_all(*old, state.key, state.step, batch)
+            new, metrics, finite = step_all(
+                state.parameters, state.others, state.optimiser, state.key, state.step, batch
+            )
             sound = sound & finite.all()
             # Fused with the optimiser's own update, which reads the old values anyway.
-            kept = jax.tree.map(lambda now, before: jnp.where(sound, now, before), new, old)
-            state = TrainState(state.step + sound, *kept, state.key)
+            parameters, others, optimiser_state = jax.tree.map(
+                lambda now, before: jnp.where(sound, now, before), new, old
+            )
+            state = TrainState(state.step + sound, parameters, others, optimiser_state, state.key)
             return (state, sound), Trace(metrics, finite)
 
         (state, _), trace = jax.lax.scan(body, (state, jnp.bool_(True)), batches, length=steps)

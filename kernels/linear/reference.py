@@ -22,8 +22,8 @@ def linear_attention(
     batch, query_length, heads, width = query.shape
     kv_heads = key.shape[2]
     precision = jnp.promote_types(query.dtype, jnp.float32)
-    scale = width**-0.5 if scale is None else scale
+    factor = width**-0.5 if scale is None else scale
     state = jnp.einsum("bskw,bskv->bkwv", key, value, preferred_element_type=precision)
     grouped = query.reshape(batch, query_length, kv_heads, heads // kv_heads, width).astype(precision)
-    output = scale * jnp.einsum("bqkgw,bkwv->bqkgv", grouped, state, preferred_element_type=precision)
+    output = factor * jnp.einsum("bqkgw,bkwv->bqkgv", grouped, state, preferred_element_type=precision)
     return output.reshape(batch, query_length, heads, value.shape[3]).astype(query.dtype)

@@ -111,7 +111,7 @@ def _agreement(config: Config, model: Regressors, key: Key[Array, ""]) -> dict[s
         return _correlations(model(given), predictors.gradient_descent(given, 1.0))
 
     answers = model(prompt)
-    pairs = {name: strengths(arm.key_query_circuit(), arm.output_value_circuit()) for name, arm in model.arms.items()}
+    pairs = {name: strengths(*circuits) for name, circuits in model.circuits().items()}
     return {
         "debiased": with_debiased(prompt, prompt),
         "plain": with_plain(prompt),

@@ -1,7 +1,10 @@
 """The models that are trained: one-layer attention regressors of every head number, on the same prompts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -19,23 +22,34 @@ def arm_names(config: Config) -> list[str]:
 
 
 class Regressors(nnx.Module):
-    """Every arm of the experiment. The arms share no parameter, so training them together trains each alone."""
+    """Every arm of the experiment. An arm is a set of heads, and its prediction is the sum over them.
+
+    Heads share no parameter, so one layer holds the heads of all softmax arms side by side, and training the arms'
+    summed loss trains each arm as if it were alone.
+    """
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         tasks = len(config.tasks)
         width = config.dimension + tasks
-        self.arms = nnx.Dict(
-            {f"heads_{heads}": MultiHeadAttention(width, heads, tasks, rngs=rngs) for heads in config.heads}
-        )
-        if config.linear_heads:
-            self.arms["linear"] = MultiHeadAttention(
-                width, config.linear_heads, tasks, rngs=rngs, attention=kernels.linear_attention
-            )
+        ends = np.cumsum(config.heads).tolist()
+        self.arms = {f"heads_{heads}": (end - heads, end) for heads, end in zip(config.heads, ends, strict=True)}
+        self.softmax = MultiHeadAttention(width, ends[-1], tasks, rngs=rngs)
+        linear = partial(MultiHeadAttention, width, config.linear_heads, tasks, attention=kernels.linear_attention)
+        self.linear = linear(rngs=rngs) if config.linear_heads else None
 
     def __call__(self, prompt: Prompt) -> dict[str, Float[Array, "batch tasks"]]:
         """Each arm's prediction of the query's labels: the attention output, no residual, nothing after it."""
         tokens, query = prompt_tokens(prompt)
-        return {name: arm(query, tokens)[:, 0] for name, arm in self.arms.items()}
+        outputs = self.softmax.head_outputs(query, tokens)[:, 0]
+        answers = {name: outputs[:, first:past].sum(axis=1) for name, (first, past) in self.arms.items()}
+        if self.linear is not None:
+            answers["linear"] = self.linear(query, tokens)[:, 0]
+        return answers
+
+    def circuits(self) -> dict[str, tuple[Float[Array, "heads width width"], Float[Array, "heads tasks width"]]]:
+        """Each softmax arm's (key-query, output-value) circuits."""
+        key_query, output_value = self.softmax.key_query_circuit(), self.softmax.output_value_circuit()
+        return {name: (key_query[first:past], output_value[first:past]) for name, (first, past) in self.arms.items()}
 
 
 def squared_errors(model: Regressors, prompt: Prompt) -> dict[str, Float[Array, ""]]:
@@ -55,7 +69,6 @@ def evaluate(config: Config, model: Regressors) -> dict[str, Array]:
         config.world(config.context_length), VALIDATION_PROMPTS, jax.random.key(config.seed ^ 0x5EED)
     )
     metrics = dict(squared_errors(model, prompt))
-    for name, arm in model.arms.items():
-        metrics[f"{name}/key_query"] = arm.key_query_circuit()
-        metrics[f"{name}/output_value"] = arm.output_value_circuit()
+    for name, (key_query, output_value) in model.circuits().items():
+        metrics |= {f"{name}/key_query": key_query, f"{name}/output_value": output_value}
     return metrics

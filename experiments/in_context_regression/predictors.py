@@ -1,5 +1,7 @@
 """What the trained models are compared with: predictors of the query's label given a prompt, in closed form."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -60,6 +62,6 @@ def bayes(prompt: Prompt, world: LinearPrompts) -> Prediction:
     outputs = []
     for task, (first, past) in enumerate(world.task_features):
         read = ((index >= first) & (index < past)).astype(prompt.query.dtype)
-        one = Prompt(prompt.covariates, prompt.labels[..., task : task + 1], prompt.query, prompt.target)
+        one = replace(prompt, labels=prompt.labels[..., task : task + 1], target=prompt.target[..., task : task + 1])
         outputs.append(ridge(one, world.noise_variance * (past - first), read[None]))
     return jnp.concatenate(outputs, axis=1)

@@ -6,6 +6,7 @@ to unit variance), and the standardisation of the target. A context is drawn fro
 held-out rows.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from experiments.in_context_regression.config import Config
-from experiments.in_context_regression.model import Regressors
+from experiments.in_context_regression.model import Regressors, squared_errors
 from jattn.data.linear_prompts import Prompt
 from jattn.data.tables import diabetes
 from jattn.runs.claim import estimate
@@ -28,10 +29,22 @@ from jattn.train import Fitted
 TEST_ROWS = 100
 
 
-def real_prompts(config: Config, length: int) -> Prompt:
-    """A context of `length` training rows and the test rows as queries, for every random split of the table.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Splits:
+    """Random splits of the table: one context each, and the held-out rows as its queries."""
 
-    The arrays have a leading axis of splits. All queries of a split share its context.
+    context: Float[Array, "splits length dimension"]
+    labels: Float[Array, "splits length"]
+    query: Float[Array, "splits rows dimension"]
+    target: Float[Array, "splits rows"]
+
+
+def split_table(config: Config, length: int) -> Splits:
+    """Contexts of `length` training rows.
+
+    Raises:
+      ValueError: more rows than there are for training.
     """
     table = diabetes()
     contexts, labels, queries, targets = [], [], [], []
@@ -45,10 +58,10 @@ def real_prompts(config: Config, length: int) -> Prompt:
         features = reduce.transform(scaler.transform(table.features))
         target = (table.target - table.target[train].mean()) / table.target[train].std()
         contexts.append(features[train[:length]])  # the order is random already
-        labels.append(target[train[:length], None])
+        labels.append(target[train[:length]])
         queries.append(features[test])
-        targets.append(target[test, None])
-    return Prompt(*(jnp.asarray(np.stack(arrays), jnp.float32) for arrays in (contexts, labels, queries, targets)))
+        targets.append(target[test])
+    return Splits(*(jnp.asarray(np.stack(arrays), jnp.float32) for arrays in (contexts, labels, queries, targets)))
 
 
 def real_errors(fitted: Fitted, config: Config) -> dict[int, dict[str, Float[np.ndarray, " splits"]]]:
@@ -59,38 +72,45 @@ def real_errors(fitted: Fitted, config: Config) -> dict[int, dict[str, Float[np.
     """
     errors = {}
     for length in config.real_lengths:
-        prompts = real_prompts(config, length)
-        arms = fitted.map(_arm_errors, shared=(prompts,))
+        splits = split_table(config, length)
+        arms = fitted.map(_arm_errors, shared=(splits,))
         models = {
             "ridge": RidgeCV(alphas=np.logspace(-3, 4, 29)),
             "ordinary least squares": LinearRegression(),
             "constant": DummyRegressor(),
         }
         errors[length] = {name: np.asarray(value, np.float64).mean(axis=0) for name, value in arms.items()} | {
-            name: _fitted_errors(model, prompts) for name, model in models.items()
+            name: _fitted_errors(model, splits) for name, model in models.items()
         }
     return errors
 
 
-def _arm_errors(model: Regressors, prompts: Prompt) -> dict[str, Float[Array, " splits"]]:
-    def one_split(prompt: Prompt) -> dict[str, Array]:
-        rows = prompt.query.shape[0]
-        context = jnp.broadcast_to(prompt.covariates, (rows, *prompt.covariates.shape))
-        labels = jnp.broadcast_to(prompt.labels, (rows, *prompt.labels.shape))
-        answers = model(Prompt(context, labels, prompt.query, prompt.target))
-        return {name: jnp.mean((answer - prompt.target) ** 2) for name, answer in answers.items()}
+def _arm_errors(model: Regressors, splits: Splits) -> dict[str, Float[Array, " splits"]]:
+    def one_split(
+        context: Float[Array, "length dimension"],
+        labels: Float[Array, " length"],
+        query: Float[Array, "rows dimension"],
+        target: Float[Array, " rows"],
+    ) -> dict[str, Array]:
+        rows = len(query)
+        prompt = Prompt(
+            jnp.broadcast_to(context, (rows, *context.shape)),
+            jnp.broadcast_to(labels[:, None], (rows, len(labels), 1)),
+            query,
+            target[:, None],
+        )
+        return squared_errors(model, prompt)
 
-    return jax.lax.map(one_split, prompts)
+    return jax.lax.map(lambda one: one_split(*one), (splits.context, splits.labels, splits.query, splits.target))
 
 
-def _fitted_errors(model: RegressorMixin, prompts: Prompt) -> Float[np.ndarray, " splits"]:
+def _fitted_errors(model: RegressorMixin, splits: Splits) -> Float[np.ndarray, " splits"]:
     errors = []
     for context, labels, query, target in zip(
-        *(np.asarray(a, np.float64) for a in (prompts.covariates, prompts.labels, prompts.query, prompts.target)),
-        strict=True,
+        *(np.asarray(a, np.float64) for a in (splits.context, splits.labels, splits.query, splits.target)), strict=True
     ):
-        answer = model.fit(context, labels[:, 0]).predict(query)  # pyright: ignore[reportAttributeAccessIssue]
-        errors.append(np.mean((answer - target[:, 0]) ** 2))
+        answer = model.fit(context, labels).predict(query)  # pyright: ignore[reportAttributeAccessIssue]
+        errors.append(np.mean((answer - target) ** 2))
     return np.array(errors)
 
 
@@ -106,7 +126,7 @@ def wins_and_losses(errors: dict[int, dict[str, np.ndarray]], arm: str) -> list[
             verdict = "wins" if difference.high < 0 else "loses" if difference.low > 0 else "undecided"
             rows.append(
                 {
-                    "context length": length,
+                    "length": length,
                     "against": baseline,
                     "error": float(methods[arm].mean()),
                     "baseline error": float(methods[baseline].mean()),

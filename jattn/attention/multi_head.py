@@ -23,8 +23,8 @@ def multi_head_attention(
     output_value: Float[Array, "heads outputs features"],
     *,
     attention: Callable[..., Array] = kernels.attention,
-) -> Float[Array, "batch query_length outputs"]:
-    """Σ_h OV_h · attention(scores = tokensᵀ KQ_h queries, values = tokens).
+) -> Float[Array, "batch query_length heads outputs"]:
+    """OV_h · attention(scores = tokensᵀ KQ_h queries, values = tokens), head by head; the layer's output is the sum.
 
     Args:
       queries: what asks; not among the tokens unless the caller puts it there.
@@ -33,15 +33,19 @@ def multi_head_attention(
       attention: the kernel, e.g. `kernels.attention` or `kernels.linear_attention`.
 
     Raises:
-      ValueError: a circuit whose width is not the inputs' feature count.
+      ValueError: feature counts or head counts do not fit; the argument is named.
     """
-    for name, circuit in (("key_query", key_query), ("output_value", output_value)):
-        if circuit.shape[-1] != tokens.shape[-1]:
-            raise ValueError(f"{name} must read {tokens.shape[-1]} features; got shape {circuit.shape}")
+    heads, features = len(key_query), tokens.shape[-1]
+    if queries.shape[-1] != features:
+        raise ValueError(f"queries must have the tokens' {features} features; got shape {queries.shape}")
+    if key_query.shape[1:] != (features, features):
+        raise ValueError(f"key_query must read {features} features on both sides; got shape {key_query.shape}")
+    if (len(output_value), output_value.shape[-1]) != (heads, features):
+        raise ValueError(f"output_value must read {features} features in {heads} heads; got shape {output_value.shape}")
     absorbed = jnp.einsum("hij,bqj->bqhi", key_query, queries)
     shared = tokens[:, :, None]
     read = attention(absorbed, shared, shared, scale=1.0)
-    return jnp.einsum("hoi,bqhi->bqo", output_value, read)
+    return jnp.einsum("hoi,bqhi->bqho", output_value, read)
 
 
 class MultiHeadAttention(nnx.Module):
@@ -80,11 +84,20 @@ class MultiHeadAttention(nnx.Module):
         """O_hV_h: entry (o, i) is how much feature i of what is read adds to output o."""
         return jnp.einsum("hof,hfi->hoi", self.output[...], self.value[...])
 
+    def head_outputs(
+        self,
+        queries: Float[Array, "batch query_length features"],
+        tokens: Float[Array, "batch key_length features"],
+    ) -> Float[Array, "batch query_length heads outputs"]:
+        """What each head adds to the output."""
+        return multi_head_attention(
+            queries, tokens, self.key_query_circuit(), self.output_value_circuit(), attention=self.attention
+        )
+
     def __call__(
         self,
         queries: Float[Array, "batch query_length features"],
         tokens: Float[Array, "batch key_length features"],
     ) -> Float[Array, "batch query_length outputs"]:
-        return multi_head_attention(
-            queries, tokens, self.key_query_circuit(), self.output_value_circuit(), attention=self.attention
-        )
+        """The sum of the heads' outputs."""
+        return self.head_outputs(queries, tokens).sum(axis=2)

@@ -34,10 +34,12 @@ class LinearPrompts:
             raise ValueError(f"dimension must be at least 1; got {self.dimension}")
         if self.context_length < 1:
             raise ValueError(f"context_length must be at least 1; got {self.context_length}")
-        if self.noise_variance < 0:
+        if not self.noise_variance >= 0:
             raise ValueError(f"noise_variance must not be negative; got {self.noise_variance}")
         if not -1 < self.covariate_correlation < 1:
             raise ValueError(f"covariate_correlation must be between -1 and 1; got {self.covariate_correlation}")
+        if not self.task_features:
+            raise ValueError("task_features must name at least one task; got none")
         for first, past in self.task_features:
             if not 0 <= first < past <= self.dimension:
                 raise ValueError(
@@ -54,12 +56,12 @@ class LinearPrompts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prompt:
-    """A batch of prompts."""
+    """A batch of prompts, or batches of them along leading axes."""
 
-    covariates: Float[Array, "batch length dimension"]
-    labels: Float[Array, "batch length tasks"]
-    query: Float[Array, "batch dimension"]
-    target: Float[Array, "batch tasks"]
+    covariates: Float[Array, "*any batch length dimension"]
+    labels: Float[Array, "*any batch length tasks"]
+    query: Float[Array, "*any batch dimension"]
+    target: Float[Array, "*any batch tasks"]
 
 
 def sample_prompts(world: LinearPrompts, batch: int, key: Key[Array, ""]) -> Prompt:

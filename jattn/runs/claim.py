@@ -95,7 +95,7 @@ def estimate(values: Float[np.ndarray, " repetitions"] | Sequence[float] | float
 def judge(
     claim: Claim,
     measured: Float[np.ndarray, " repetitions"] | Sequence[float] | float,
-    control: Float[np.ndarray, " repetitions"] | Sequence[float] | float,
+    control: Float[np.ndarray, " control_repetitions"] | Sequence[float] | float,
 ) -> Verdict:
     """A claim holds when the measurement's whole interval is inside the bar and no repetition of the control is.
 

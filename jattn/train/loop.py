@@ -1,5 +1,6 @@
 """The one training loop: dispatch, record, evaluate, checkpoint; resume where a checkpoint left off."""
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ log = logging.getLogger("jattn")
 
 Evaluate = Callable[[Any], Mapping[str, Array]]
 """model -> metrics, scalars or arrays; compiled, and mapped over seeds where there are seeds."""
+
+
+LEAVES_NAMED = 8
+"""How many leaves that are not finite an error names."""
 
 
 class NonFiniteError(Exception):
@@ -146,7 +151,7 @@ def fit(
             while step < schedule.steps:
                 count = min(schedule.steps_per_dispatch - step % schedule.steps_per_dispatch, schedule.steps - step)
                 position = {} if stream is None else stream.get_state()
-                batches = None if stream is None else _stack([next(stream) for _ in range(count)])
+                batches = None if stream is None else _stack(_take(stream, count, step, schedule.steps))
                 state, trace = dispatch(state, batches, count)
                 finite = jax.device_get(trace.finite)
                 if not finite.all():
@@ -208,11 +213,22 @@ def _sound_steps(finite: np.ndarray) -> int:
 
 def _describe_non_finite(stage: str, step: int, finite: np.ndarray, names: list[str]) -> str:
     leaves = [names[i] for i in np.flatnonzero(~finite.reshape(-1, len(names)).all(axis=0))]
+    # A gradient spoils parameters, and all of them where its norm is clipped: the cause is told, not what follows.
+    leaves = [leaf for leaf in leaves if not leaf.startswith("parameter ")] or leaves
+    if len(leaves) > LEAVES_NAMED:
+        leaves[LEAVES_NAMED:] = [f"and {len(leaves) - LEAVES_NAMED} more"]
     seeds = "" if finite.ndim == 1 else f" (seeds {np.flatnonzero(~finite.all(axis=-1)).tolist()})"
     return (
         f"stage {stage}, step {step + 1}: not finite: {', '.join(leaves)}{seeds}; "
         f"the state after step {step} is the newest checkpoint"
     )
+
+
+def _take(stream: grain.DatasetIterator, count: int, step: int, steps: int) -> list[Any]:
+    batches = list(itertools.islice(stream, count))
+    if len(batches) < count:
+        raise ValueError(f"data ended after {step + len(batches)} batches; the schedule asks for {steps}")
+    return batches
 
 
 def _stack(batches: list[Any]) -> Any:

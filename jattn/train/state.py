@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Int, Key, PyTree
 
 
+@no_type_check  # JAX and Orbax rebuild it with shapes, axes and more in the arrays' places
 @struct.dataclass
 class TrainState:
     """Everything a step reads and replaces. With seeds, every array but `step` has a leading seed axis.

@@ -44,7 +44,8 @@ def build_dispatch(
             batch = data.sample(jax.random.fold_in(key, step))
 
         def objective(parameters: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
-            model = nnx.merge(graph, parameters, others)
+            # Copied, because running statistics and random counters are updated at this level of tracing.
+            model = nnx.merge(graph, parameters, others, copy=True)
             value, metrics = loss(model, batch)
             return value, ({"loss": value, **metrics}, nnx.state(model, nnx.Not(nnx.Param)))
 

@@ -130,6 +130,13 @@ def test_what_nobody_reads_is_not_seen(poison: float) -> None:
         np.testing.assert_array_equal(have, want)
 
 
+def test_a_key_that_one_head_of_a_group_reads_is_seen() -> None:
+    query, key, value = normal(6, query_length=1, heads=4, kv_heads=2, dtype=np.float32)
+    mask = np.arange(4)[:, None, None] == np.arange(4)  # head h reads key h, and nothing else does
+    output = attend(*map(jnp.asarray, (query, key, value)), mask=jnp.asarray(mask[None]))
+    np.testing.assert_array_equal(output[:, 0], value[:, np.arange(4), np.arange(4) // 2])
+
+
 def test_row_with_nothing_to_read_is_zero_beside_a_poisoned_key() -> None:
     query, key, value = normal(6, dtype=np.float32)
     key[:, 0] = value[:, 1] = np.nan  # read by the first and third query
@@ -232,6 +239,12 @@ def test_jit_and_vmap_change_nothing() -> None:
 # Errors
 
 
+@pytest.fixture
+def library_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a wrong argument to the library's own checks, as it is outside the tests."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
 def ones(*shape: int, dtype: type = jnp.float32) -> jax.Array:
     return jnp.ones(shape, dtype)
 
@@ -253,7 +266,7 @@ WELL = {"query": (2, 3, 4, 5), "key": (2, 6, 2, 5), "value": (2, 6, 2, 7)}
         ({"key": (2, 6, 0, 5), "value": (2, 6, 0, 7)}, r"query heads must be a multiple of key heads"),
     ],
 )
-def test_shapes_that_do_not_fit(wrong: dict, message: str, unchecked_annotations: None) -> None:
+def test_shapes_that_do_not_fit(wrong: dict, message: str, library_checks: None) -> None:
     with pytest.raises(ValueError, match=message):
         attention(**{name: ones(*shape) for name, shape in (WELL | wrong).items()})
 
@@ -266,17 +279,17 @@ def test_shapes_that_do_not_fit(wrong: dict, message: str, unchecked_annotations
         ({"value": jnp.complex64}, "value must be floating point; got complex64"),
     ],
 )
-def test_dtypes_that_do_not_fit(wrong: dict, message: str, unchecked_annotations: None) -> None:
+def test_dtypes_that_do_not_fit(wrong: dict, message: str, library_checks: None) -> None:
     with pytest.raises(TypeError, match=message):
         attention(**{name: ones(*shape, dtype=wrong.get(name, jnp.float32)) for name, shape in WELL.items()})
 
 
-@pytest.mark.parametrize("shape", [(3, 6), (2, 4, 3, 5), (2, 2, 3, 6), (3, 1, 1, 1), (1, 2, 4, 3, 6)])
-def test_masks_that_do_not_fit(shape: tuple[int, ...], unchecked_annotations: None) -> None:
+@pytest.mark.parametrize("shape", [(1, 1), (3, 6), (2, 4, 3, 5), (2, 2, 3, 6), (3, 1, 1, 1), (1, 2, 4, 3, 6)])
+def test_masks_that_do_not_fit(shape: tuple[int, ...], library_checks: None) -> None:
     with pytest.raises(ValueError, match=r"mask must broadcast to .* = \(2, 4, 3, 6\); got"):
         attention(**{name: ones(*shape) for name, shape in WELL.items()}, mask=jnp.ones(shape, bool))
 
 
-def test_mask_that_is_a_bias(unchecked_annotations: None) -> None:
+def test_mask_that_is_a_bias(library_checks: None) -> None:
     with pytest.raises(TypeError, match="mask must be boolean; got float32"):
         attention(**{name: ones(*shape) for name, shape in WELL.items()}, mask=ones(1, 1, 3, 6))

@@ -85,6 +85,12 @@ def test_jit_and_vmap_change_nothing() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), have, stacked)
 
 
+@pytest.fixture
+def library_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a wrong argument to the library's own checks, as it is outside the tests."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
@@ -94,12 +100,12 @@ def test_jit_and_vmap_change_nothing() -> None:
         (((2, 3, 5, 5), (2, 6, 2, 5), (2, 6, 2, 7)), "query heads must be a multiple"),
     ],
 )
-def test_shapes_that_do_not_fit(shapes: tuple, message: str, unchecked_annotations: None) -> None:
+def test_shapes_that_do_not_fit(shapes: tuple, message: str, library_checks: None) -> None:
     with pytest.raises(ValueError, match=message):
         linear_attention(*map(jnp.ones, shapes))
 
 
-def test_dtypes_that_do_not_fit(unchecked_annotations: None) -> None:
+def test_dtypes_that_do_not_fit(library_checks: None) -> None:
     array = jnp.ones((1, 1, 1, 1))
     with pytest.raises(TypeError, match="key must have the query's dtype float32; got float16"):
         linear_attention(array, array.astype(jnp.float16), array)

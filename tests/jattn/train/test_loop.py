@@ -21,6 +21,9 @@ from jattn.runs import Best, CheckpointError, Experiment, Preset, Run, RunError,
 from jattn.runs.metrics import read_metrics
 from jattn.train import Generated, NonFiniteError, Schedule, fit
 
+# nnx.State derives from a mapping over typing.Hashable, on which beartype remarks.
+pytestmark = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+
 FEATURES, BATCH = 5, 8
 KEY = jax.random.key(11)
 
@@ -96,7 +99,8 @@ class Stateful(nnx.Module):
     """Has what training must carry besides parameters: running statistics and the counter of a random stream."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.inner = nnx.Linear(FEATURES, 7, rngs=rngs)
+        # A bias before the normalisation has a gradient of nothing but rounding, which Adam would blow up.
+        self.inner = nnx.Linear(FEATURES, 7, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(7, rngs=rngs)
         self.dropout = nnx.Dropout(0.4, rngs=rngs)
         self.outer = nnx.Linear(7, 1, rngs=rngs)
@@ -146,14 +150,14 @@ def evaluate(model) -> dict[str, jax.Array]:
 OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.05, 60)))
 
 
-def bare_loop(build, batches, steps: int, key, loss=squared_error):
+def bare_loop(build, batches, steps: int, key, loss=squared_error, optimiser=OPTIMISER):
     """Flax's own stateful way to train, one jitted step at a time: no scan, no split, no merge.
 
     Returns what was recorded at every step, and the model and optimiser after the last.
     """
     model_key, data_key = jax.random.split(key)
     model = build(nnx.Rngs(model_key))
-    optimiser = nnx.Optimizer(model, OPTIMISER, wrt=nnx.Param)
+    optimiser = nnx.Optimizer(model, optimiser, wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimiser, batch):
@@ -188,7 +192,7 @@ def assert_close(state, model, seed=None, optimiser=None) -> None:
     pick = (lambda leaf: leaf) if seed is None else (lambda leaf: leaf[seed])
     pairs = [(state.parameters, nnx.state(model, nnx.Param)), (state.others, nnx.state(model, nnx.Not(nnx.Param)))]
     if optimiser is not None:
-        pairs.append((state.optimiser, nnx.to_arrays(nnx.pure(optimiser.opt_state))))
+        pairs.append((state.optimiser, nnx.as_pure(optimiser.opt_state)))
     for ours, theirs in pairs:
         ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
         for a, b in zip(ours, theirs, strict=True):
@@ -371,11 +375,11 @@ def test_a_signal_between_any_two_looks_is_checkpointed(tmp_path):
             return self.left < 0
 
     stopped = []
-    for look in range(0, 30, 3):
+    for look in range(5):
         directory = tmp_path / f"run-{look}"
         with suppress(Stopped), toy_run(directory) as run:
             run.stop_request = Falls(look)
-            train_toy(run, build=Plain, seeds=None)
+            train_toy(run, build=Plain, seeds=None, steps=15)
         record = read_metrics(directory / "metrics" / "stage.jsonl")["loss"][0]
         assert newest_checkpoint(directory) == record[-1]
         stopped.append(int(record[-1]))
@@ -443,9 +447,9 @@ def fragile_loss(fatal_step: int, fatal_tag: float | None):
     return loss
 
 
-def fit_fragile(run: Run, fatal_step: int, fatal_tag: float | None = None, seeds: int | None = None, steps: int = 20):
+def fit_fragile(run: Run, fatal_step: int, fatal_tag=None, seeds: int | None = None, steps: int = 20, optimiser=OPTIMISER):
     return fit(
-        run, "stage", build=Fragile, loss=fragile_loss(fatal_step, fatal_tag), optimiser=OPTIMISER,
+        run, "stage", build=Fragile, loss=fragile_loss(fatal_step, fatal_tag), optimiser=optimiser,
         data=Generated(sample), key=KEY, seeds=seeds,
         schedule=Schedule(steps, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=10),
     )  # fmt: skip
@@ -455,7 +459,7 @@ def fit_fragile(run: Run, fatal_step: int, fatal_tag: float | None = None, seeds
 @pytest.mark.parametrize("fatal_step", [14, 11, 1])
 def test_not_a_number_stops_training_at_the_last_finite_state(tmp_path, fatal_step):
     directory = tmp_path / "run"
-    leaves = "gradient of brittle, parameter brittle"
+    leaves = "gradient of brittle"
     said = (
         f"^stage stage, step {fatal_step}: not finite: {leaves}; "
         f"the state after step {fatal_step - 1} is the newest checkpoint$"
@@ -480,7 +484,7 @@ def test_the_seed_that_left_the_finite_numbers_is_named(tmp_path):
     tags = [float(Fragile(nnx.Rngs(jax.random.split(key)[0])).tag[...]) for key in jax.random.split(KEY, 3)]
     directory = tmp_path / "run"
     with (
-        pytest.raises(NonFiniteError, match=r"step 8: not finite: gradient of brittle, parameter brittle \(seeds \[1\]\)"),
+        pytest.raises(NonFiniteError, match=r"step 8: not finite: gradient of brittle \(seeds \[1\]\)"),
         toy_run(directory) as run,
     ):
         fit_fragile(run, 8, tags[1], seeds=3)
@@ -489,6 +493,15 @@ def test_the_seed_that_left_the_finite_numbers_is_named(tmp_path):
     for seed, key in enumerate(jax.random.split(KEY, 3)):  # all seeds stand where the loop stopped
         _, model, _ = bare_loop(Fragile, None, 7, key, fragile_loss(999, None))
         assert_close(fitted.state, model, seed)
+
+
+def test_a_parameter_is_named_where_all_gradients_are_finite(tmp_path):
+    overflowing = optax.chain(optax.masked(optax.scale(1e38), {"brittle": True, "linear": False}), optax.scale(-1e30))
+    with (
+        pytest.raises(NonFiniteError, match="step 1: not finite: parameter brittle; the state after step 0"),
+        toy_run(tmp_path / "run") as run,
+    ):
+        fit_fragile(run, 999, optimiser=overflowing)
 
 
 def test_a_loss_that_is_infinite_is_named(tmp_path):

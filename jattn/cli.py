@@ -2,17 +2,19 @@
 
 import argparse
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import tyro
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.markup import escape
 
@@ -20,16 +22,29 @@ from jattn import terminal
 from jattn.bench import BENCHMARKS
 from jattn.doctor import diagnose
 from jattn.runs import CheckpointError, Experiment, RunError, Stopped, discover, load_experiment, open_run
-from jattn.runs.directory import CONFIG, read_json, read_verdicts, to_json
+from jattn.runs.directory import CONFIG, ENVIRONMENT, read_json, read_verdicts, to_json
 from jattn.runs.index import RUNS, find_run, last_metrics, list_runs, summarise
 from jattn.runs.report import write_report
 from jattn.runs.trackers import TRACKERS, open_tracker
 from jattn.train import NonFiniteError
 
-console = Console()
+FILE_WIDTH = 200
+"""Columns of what goes to a file or a pipe, so that lines are seldom broken there."""
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Standard output or error; as wide as the terminal, or as COLUMNS says, where there is either."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False)
+
+
+console = open_console()
 log = logging.getLogger("jattn")
 
 EXIT_CLAIM_FAILED, EXIT_USAGE, EXIT_FAILED = 1, 2, 3
+EXPECTED = (RunError, CheckpointError, NonFiniteError, OSError)
+"""What a run may fail with through no fault of the code; the message is all there is to say."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.handle(options, rest)
     except BrokenPipeError:
         return 0
+    except EXPECTED as error:
+        return _complain(error, EXIT_FAILED)
     except (ValueError, TypeError) as error:
         return _complain(error, EXIT_USAGE)
-    except (RunError, CheckpointError, NonFiniteError, OSError) as error:
-        return _complain(error, EXIT_FAILED)
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,7 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("list", _list, "experiments, their papers and presets, and what each costs")
 
-    run = add("run", _run, "run an experiment; its config fields are options too", add_help=False)
+    run = add(
+        "run",
+        _run,
+        "run an experiment; its config fields are options too",
+        usage="jattn run EXPERIMENT [options] [config fields]",
+        add_help=False,
+    )
     run.add_argument("experiment", nargs="?", help="a name from `jattn list`, or a path/to/file.py of your own")
     run.add_argument("--preset", help="smoke, laptop (the default), paper, or another the experiment offers")
     run.add_argument("--dir", type=Path, help="the run directory (default: a new one under --root)")
@@ -113,15 +137,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace, rest: list[str]) -> int:
-    console.print(terminal.experiments_table(discover()))
+    console.print(terminal.experiments_list(discover()))
     return 0
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.experiment is None:
+        if not options.help:
+            options.parser.error("the experiment is missing; jattn list names those there are")
         options.parser.print_help()
-        return 0 if options.help else EXIT_USAGE
-    experiment = load_experiment(options.experiment)
+        return 0
+    experiment = _load(options.experiment)
     preset = options.preset or experiment.default_preset
     if preset not in experiment.presets:
         raise ValueError(f"preset must be one of {', '.join(experiment.presets)}; got {preset!r}")
@@ -129,25 +155,26 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         options.parser.print_help()
     config = tyro.cli(
         experiment.config_type,
-        prog=f"jattn run {options.experiment} [options above]",
+        prog=f"jattn run {options.experiment}",
         description=f"{experiment.summary}\n\nConfig fields, with the defaults of preset {preset!r}:",
         default=experiment.presets[preset].config,
         args=["--help"] if options.help else rest,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    short_name = Path(experiment.name).stem
-    fresh = options.root / f"{datetime.now():%Y%m%d-%H%M%S}-{short_name}-{preset}"
-    return _work(experiment, preset, config, options.dir or fresh, options)
+    directory = options.dir or _fresh_directory(options.root, f"{Path(experiment.name).stem}-{preset}")
+    return _work(experiment, preset, config, directory, options)
 
 
 def _resume(options: argparse.Namespace, rest: list[str]) -> int:
     directory = find_run(options.run, options.root)
     frozen = summarise(directory)
-    experiment = load_experiment(frozen.experiment)
+    experiment = _load(frozen.experiment)
     defaults = to_json(experiment.presets[experiment.default_preset].config)
     changed = sorted(set(defaults) ^ set(frozen.config))
     if changed:
-        raise RunError(f"{directory} was made by another version of {experiment.name}: its config differs in {changed}")
+        raise RunError(
+            f"{directory} was made by another version of {experiment.name}: its config differs in {', '.join(changed)}"
+        )
     try:
         config = msgspec.convert(frozen.config, experiment.config_type)
     except msgspec.ValidationError as error:
@@ -155,9 +182,28 @@ def _resume(options: argparse.Namespace, rest: list[str]) -> int:
     return _work(experiment, frozen.preset, config, directory, options)
 
 
+def _load(name: str) -> Experiment:
+    """An experiment; one from a file goes by the file's path, by which resuming finds it again."""
+    experiment = load_experiment(name)
+    return replace(experiment, name=str(Path(name).expanduser().resolve())) if name.endswith(".py") else experiment
+
+
+def _fresh_directory(root: Path, name: str) -> Path:
+    """Make a directory that was not there before, named by the time; runs begun in the same second are numbered."""
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    directory, number = root / f"{stamp}-{name}", 1
+    while True:
+        try:
+            directory.mkdir(parents=True)
+            return directory
+        except FileExistsError:
+            number += 1
+            directory = root / f"{stamp}.{number}-{name}"
+
+
 def _work(experiment: Experiment, preset: str, config: Any, directory: Path, options: argparse.Namespace) -> int:
     trackers = [open_tracker(name, directory) for name in options.track]
-    console.print(f"[bold]{experiment.name}[/] ({preset}) in {directory}")
+    _say(f"{experiment.name} ({preset}) in {directory}")
     stopped_by = None
     try:
         with open_run(experiment, preset, config, directory, trackers=trackers, quiet=options.quiet) as run:
@@ -166,12 +212,17 @@ def _work(experiment: Experiment, preset: str, config: Any, directory: Path, opt
             finally:
                 stopped_by = run.stop_request.signal
     except (Stopped, KeyboardInterrupt) as stop:
-        console.print(str(stop) or f"interrupted; go on with: jattn resume {directory}")
+        _say(str(stop) or f"interrupted; go on with: jattn resume {directory}")
         return 128 + (stopped_by or 2)
+    except EXPECTED:
+        raise
+    except Exception:  # of the experiment's own code, so a ValueError means no wrong usage here
+        traceback.print_exc()
+        return _complain(f"{experiment.name} failed; when it is mended: jattn resume {directory}", EXIT_FAILED)
     verdicts = read_verdicts(directory)
     if verdicts:
-        console.print(terminal.claims_table(verdicts))
-    console.print(f"Report: jattn report {directory}")
+        _print_apart(terminal.claims_table(verdicts))
+    _say(f"Report: jattn report {directory}")
     return EXIT_CLAIM_FAILED if options.strict and not all(v.held for v in verdicts) else 0
 
 
@@ -183,20 +234,25 @@ def _runs(options: argparse.Namespace, rest: list[str]) -> int:
 def _show(options: argparse.Namespace, rest: list[str]) -> int:
     directory = find_run(options.run, options.root)
     if options.markdown:
-        print(terminal.claims_markdown(read_verdicts(directory)))
+        _say(terminal.claims_markdown(read_verdicts(directory)))
         return 0
     summary = summarise(directory)
-    console.print(terminal.summary_table(summary, read_json(directory / "environment.json") or []))
-    console.print(terminal.claims_table(summary.verdicts))
-    console.print(terminal.metrics_table({directory.name: last_metrics(directory)}))
+    _say(str(directory))
+    _print_apart(
+        terminal.summary_table(summary, read_json(directory / ENVIRONMENT) or []),
+        terminal.claims_table(summary.verdicts),
+        terminal.metrics_table({directory.name: last_metrics(directory)}),
+    )
     return 0
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     summaries = [summarise(find_run(name, options.root)) for name in options.runs]
-    console.print(terminal.config_differences_table(summaries))
-    console.print(terminal.claims_side_by_side(summaries))
-    console.print(terminal.metrics_table({run.directory.name: last_metrics(run.directory) for run in summaries}))
+    _print_apart(
+        terminal.config_differences_table(summaries),
+        terminal.claims_side_by_side(summaries),
+        terminal.metrics_table({run.directory.name: last_metrics(run.directory) for run in summaries}),
+    )
     return 0
 
 
@@ -206,7 +262,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
     if not directories:
         raise RunError(f"there is no run under {options.root} to report on")
     write_report(directories, options.out)
-    console.print(f"Wrote {options.out}")
+    _say(f"Wrote {options.out}")
     return 0
 
 
@@ -222,14 +278,26 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _log_to_stderr() -> None:
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    handler = RichHandler(console=open_console(stderr=True), show_path=False, show_level=False)
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
 
 
-def _complain(error: Exception, status: int) -> int:
-    Console(stderr=True).print(f"[bold red]jattn:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+def _say(text: str) -> None:
+    """Print a line as it is: nothing in it is markup, and no path in it is broken."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _print_apart(*parts: RenderableType) -> None:
+    """Print each part with an empty line after it."""
+    for part in parts:
+        console.print(part)
+        console.print()
+
+
+def _complain(error: Exception | str, status: int) -> int:
+    open_console(stderr=True).print(f"[bold red]jattn:[/] {escape(str(error))}", soft_wrap=True)
     return status
 
 

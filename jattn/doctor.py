@@ -23,7 +23,8 @@ def diagnose() -> list[Finding]:
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     findings.append(Finding("processor", processor()))
-    findings.append(Finding("JAX runs on", f"{jax.default_backend()}: {len(devices)} of {kinds}"))
+    count = f"{len(devices)} device{'s' if len(devices) > 1 else ''}"
+    findings.append(Finding("JAX runs on", f"{jax.default_backend()}: {count} ({kinds})"))
     findings.append(_accelerator("GPU", "gpu", "jax_cuda12_plugin"))
     findings.append(_accelerator("TPU", "tpu", "libtpu"))
     findings.append(Finding("attention", f"reference implementation, on {jax.default_backend()}"))
@@ -40,5 +41,5 @@ def _accelerator(name: str, extra: str, module: str) -> Finding:
     if jax.default_backend() == extra:
         return Finding(name, "in use")
     if importlib.util.find_spec(module) is None:
-        return Finding(name, "no plugin installed", f"on a machine with one: pip install 'jattn[{extra}]'")
+        return Finding(name, "no plugin installed", f"pip install 'jattn[{extra}]'")
     return Finding(name, "plugin installed, no device in use", "check the driver, and that JAX_PLATFORMS allows it")

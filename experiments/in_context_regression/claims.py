@@ -20,11 +20,6 @@ from jattn.runs import Bar, Claim, Run
 PAPER_ERRORS = {10: 0.604, 20: 0.367, 40: 0.243, 100: 0.164}
 """Two heads trained at 40 examples, tested at others (d = 5, σ² = 0.1)."""
 
-TRAPPED = (
-    "two heads that start out with one sign stay at the one-head solution, which is a local minimum of the "
-    "population loss (see test_two_heads_of_one_sign_are_trapped)"
-)
-
 # Main setting: one task, isotropic covariates.
 OPPOSITE_SIGNS = Claim(
     "two heads take opposite signs",
@@ -32,7 +27,6 @@ OPPOSITE_SIGNS = Claim(
     "every run shown",
     Bar(low=1.0),
     "one head",
-    TRAPPED,
 )
 MORE_HEADS_WIN = Claim(
     "one head is worse",
@@ -40,7 +34,6 @@ MORE_HEADS_WIN = Claim(
     "0.405 / 0.243 = 1.67",
     Bar(low=1.5),
     "before training",
-    TRAPPED,
 )
 TWO_HEADS_SUFFICE = Claim(
     "two heads suffice",
@@ -48,7 +41,6 @@ TWO_HEADS_SUFFICE = Claim(
     "H ≥ 2 behave as two",
     Bar(high=0.01),
     "one head against two",
-    TRAPPED,
 )
 DIAGONAL = Claim(
     "key-query is diagonal",
@@ -119,7 +111,6 @@ MATCHES_LOSS = Claim(
     "0.243 / 0.243",
     Bar(0.98, 1.02),
     "one head",
-    TRAPPED,
 )
 AGAINST_BAYES = Claim(
     "distance from the Bayes predictor",
@@ -127,7 +118,6 @@ AGAINST_BAYES = Claim(
     "0.243 / 0.115 = 2.11",
     Bar(2.0, 2.25),
     "one head (0.405 / 0.115 = 3.5)",
-    TRAPPED,
 )
 LENGTH_TABLE = Claim(
     "errors at other lengths",
@@ -135,7 +125,6 @@ LENGTH_TABLE = Claim(
     ".604 .367 .243 .164",
     Bar(high=0.005),
     "linear attention",
-    TRAPPED,
 )
 LENGTH_FALLS = Claim(
     "generalises to longer prompts",
@@ -206,6 +195,12 @@ HEADS_PER_TASK = Claim(
 )
 
 
+def heads_missing(config: Config) -> set[int]:
+    """Head numbers that this setting's claims compare and the config leaves out; the claims then stay unsettled."""
+    needed = {3, 4, 6} if len(config.tasks) > 1 else {2} if config.covariate_correlation else {1, 2}
+    return needed - set(config.heads)
+
+
 def settle_main(
     run: Run, config: Config, errors: dict[int, dict[str, PerSeed]], before: dict[int, dict[str, PerSeed]],
     agrees: Agreement, agreed: Agreement,
@@ -221,15 +216,28 @@ def settle_main(
     two, two_before, one = pattern(*last["heads_2"]), pattern(*first["heads_2"]), pattern(*last["heads_1"])
     largest = f"heads_{max(config.heads)}"
     pair = opposite_signs(two.omega)
-    run.settle(OPPOSITE_SIGNS, pair.astype(float), opposite_signs(one.omega).astype(float))
+    run.settle(
+        OPPOSITE_SIGNS,
+        pair.astype(float),
+        opposite_signs(one.omega).astype(float),
+        f"in {np.sum(~pair)} of {config.seeds} seeds the heads kept one sign, the one-head solution, which is a local "
+        "minimum of the population loss",
+    )
     run.settle(MORE_HEADS_WIN, trained["heads_1"] / trained["heads_2"], untrained["heads_1"] / untrained["heads_2"])
     more = [trained[f"heads_{heads}"] for heads in config.heads if heads > 2]
+    if more:
+        run.settle(
+            TWO_HEADS_SUFFICE,
+            np.max([np.abs(error / trained["heads_2"] - 1) for error in more], axis=0),
+            np.abs(trained["heads_1"] / trained["heads_2"] - 1),
+        )
     run.settle(
-        TWO_HEADS_SUFFICE,
-        np.max([np.abs(error / trained["heads_2"] - 1) for error in more], axis=0),
-        np.abs(trained["heads_1"] / trained["heads_2"] - 1),
+        DIAGONAL,
+        among(pair, two.off_diagonal),
+        two_before.off_diagonal,
+        "with the circuits averaged over the last quarter of training, which evens out the noise of Adam's steps, "
+        f"it is {among(pair, pattern(*late_circuits(run, 'heads_2')).off_diagonal).mean():.3g}",
     )
-    run.settle(DIAGONAL, among(pair, two.off_diagonal), two_before.off_diagonal)
     run.settle(HOMOGENEOUS, among(pair, two.diagonal_spread), two_before.diagonal_spread)
     run.settle(LAST_ENTRY, among(pair, two.last_entry), two_before.last_entry)
     run.settle(ZERO_SUM, among(pair, two.zero_sum), one.zero_sum)
@@ -270,7 +278,16 @@ def _settle_lengths(run: Run, config: Config, errors: dict[int, dict[str, PerSee
             arm: np.max([np.abs(errors[length][arm] - figure) for length, figure in PAPER_ERRORS.items()], axis=0)
             for arm in ("heads_2", "linear")
         }
-        run.settle(LENGTH_TABLE, distance["heads_2"], distance["linear"])
+        means = {length: errors[length]["heads_2"].mean() for length in PAPER_ERRORS}
+        worst = max(means, key=lambda length: abs(means[length] - PAPER_ERRORS[length]))
+        strength = np.abs(trajectory(run, "heads_2")[1][0][-1]).mean()
+        run.settle(
+            LENGTH_TABLE,
+            distance["heads_2"],
+            distance["linear"],
+            f"furthest at {worst} examples, {means[worst]:.3f}; the error at few examples depends on |ω|, which is "
+            f"{strength:.3f} after {config.steps:,} steps and 0.13 in the paper",
+        )
     longest = errors[max(errors)]
     trained = errors[config.context_length]
     run.settle(LENGTH_FALLS, *(longest[arm] / trained[arm] for arm in ("heads_2", "linear")))
@@ -341,6 +358,14 @@ def circuits(run: Run, index: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         name: (history[f"eval/{name}/key_query"][1][index], history[f"eval/{name}/output_value"][1][index])
         for name in names
     }
+
+
+def late_circuits(run: Run, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """An arm's circuits, averaged over the evaluations of the last quarter of training."""
+    history = run.history("train")
+    steps, key_query = history[f"eval/{arm}/key_query"]
+    late = steps >= 0.75 * steps[-1]
+    return key_query[late].mean(axis=0), history[f"eval/{arm}/output_value"][1][late].mean(axis=0)
 
 
 def trajectory(run: Run, arm: str) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:

@@ -41,7 +41,6 @@ class Claim:
       paper: the paper's own figure, as it gives it.
       bar: where the measured quantity must lie.
       control: what is measured the same way although the claim must fail for it.
-      note: why it does not hold, once that has been found out; printed only when it does not.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Claim:
     paper: str
     bar: Bar
     control: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,23 +94,28 @@ def judge(
     claim: Claim,
     measured: Float[np.ndarray, " repetitions"] | Sequence[float] | float,
     control: Float[np.ndarray, " control_repetitions"] | Sequence[float] | float,
+    finding: str = "",
 ) -> Verdict:
     """A claim holds when the measurement's whole interval is inside the bar and no repetition of the control is.
 
+    `finding` is what the run knows of why a claim may not hold; it is kept with the reason when the claim does not.
     The control is judged repetition by repetition because nothing is known of its distribution: untrained weights
     give ratios whose mean and interval mean little.
     """
     seen, null = estimate(measured), estimate(control)
     inside = seen.low in claim.bar and seen.high in claim.bar
-    passing = sum(float(value) in claim.bar for value in np.atleast_1d(np.asarray(control)))
+    controls = np.atleast_1d(np.asarray(control, np.float64))
+    passing = sum(float(value) in claim.bar for value in controls)
     if math.isnan(seen.mean):
         reason = "the measurement is not a number in some repetition"
     elif not inside:
         reason = "the interval crosses the bar" if seen.mean in claim.bar else "the measurement misses the bar"
     elif passing:
         reason = f"the control passes in {passing} of {null.repetitions} repetitions, so the measurement shows nothing"
+    elif np.isnan(controls).any():
+        reason = "the control is not a number in some repetition, so the measurement shows nothing"
     else:
         reason = ""
-    if reason and claim.note:
-        reason = f"{reason}: {claim.note}"
+    if reason and finding:
+        reason = f"{reason}; {finding}"
     return Verdict(claim, seen, null, not reason, reason)

@@ -12,11 +12,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import msgspec
 import numpy as np
 from matplotlib.figure import Figure
@@ -60,7 +61,8 @@ class Stage:
         """The newest whole checkpoint, with the metric record cut back to it; None, and an empty record, if none.
 
         Raises:
-          RunError: the checkpoint was made under another config; the message lists the fields.
+          RunError: the checkpoint was made under another config (the message lists the fields), or the metric record
+            lost lines that the checkpoint counts on.
           CheckpointError: its arrays do not fit the template.
         """
         restored = self._checkpoints.restore(template)
@@ -71,7 +73,10 @@ class Stage:
                     f"the checkpoint of step {restored.step} of stage {self.name} was made under another config:\n"
                     + describe_differences(differing, "checkpoint", "run")
                 )
-        self.metrics.rewind(restored.sidecar["metrics_length"] if restored is not None else 0)
+        try:
+            self.metrics.rewind(restored.sidecar["metrics_length"] if restored is not None else 0)
+        except ValueError as error:
+            raise RunError(f"stage {self.name} cannot go on: {error}") from None
         return restored
 
     def save(self, step: int, state: Any, position: Any, measured: dict[str, float]) -> None:
@@ -133,17 +138,18 @@ class Run:
         path = self.directory / "figures" / f"{name}.svg"
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".svg.partial")
-        figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
+        with matplotlib.rc_context({"svg.hashsalt": name}):  # ids that do not change from one writing to the next
+            figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
         os.replace(temporary, path)
         self._captions[name] = caption
         write_whole(path.parent / "captions.json", json.dumps(self._captions, indent=2))
         return path
 
-    def settle(self, claim: Claim, measured: Any, control: Any) -> Verdict:
-        """Judge a claim, keep the verdict and write the claims so far."""
+    def settle(self, claim: Claim, measured: Any, control: Any, finding: str = "") -> Verdict:
+        """Judge a claim (see `judge`), keep the verdict and write the claims so far."""
         if any(verdict.claim.name == claim.name for verdict in self.verdicts):
             raise ValueError(f"claim {claim.name!r} is settled already")
-        verdict = judge(claim, measured, control)
+        verdict = judge(claim, measured, control, finding)
         self.verdicts.append(verdict)
         settled = {verdict.claim.name for verdict in self.verdicts}
         self._write_verdicts(self.verdicts + [old for old in self._earlier_verdicts if old.claim.name not in settled])
@@ -186,8 +192,9 @@ def open_run(
     """
     directory = directory.expanduser().resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    foreign = not (directory / CONFIG).exists() and any(p.name != LOCK for p in directory.iterdir())
-    if foreign:
+    names = {path.name for path in directory.iterdir()}
+    # A process killed before it had frozen the config leaves the lock and perhaps a part of the config.
+    if CONFIG not in names and not all(name == LOCK or name.startswith(f".{CONFIG}.") for name in names):
         raise RunError(f"{directory} is not empty and holds no run; give a new directory")
     try:
         lock = DirectoryLock(directory / LOCK)
@@ -206,7 +213,8 @@ def open_run(
                 _write_status(directory, "stopped", str(stop) or "interrupted")
                 raise
             except BaseException as error:
-                _write_status(directory, "failed", f"{type(error).__name__}: {error}")
+                with suppress(OSError):  # on a full disk, say, which is then the error that matters
+                    _write_status(directory, "failed", f"{type(error).__name__}: {error}")
                 raise
             run.finish()
             _write_status(directory, "completed")
@@ -251,6 +259,18 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not readable: {error}") from None
 
 
+def read_frozen(directory: Path) -> dict[str, Any]:
+    """The experiment, preset and config a run was begun with.
+
+    Raises:
+      RunError: the directory holds no run.
+    """
+    frozen = read_json(directory / CONFIG)
+    if not isinstance(frozen, dict) or not {"experiment", "preset", "config"} <= frozen.keys():
+        raise RunError(f"{directory} holds no run ({CONFIG} is missing or is not a run's)")
+    return frozen
+
+
 def read_verdicts(directory: Path) -> list[Verdict]:
     """The claims a run has settled so far."""
     rows = read_json(directory / CLAIMS) or []
@@ -292,10 +312,10 @@ def _write_status(directory: Path, status: str, detail: str = "") -> None:
 
 def _freeze_config(directory: Path, experiment: Experiment, preset: str, config: Any) -> None:
     frozen = {"experiment": experiment.name, "preset": preset, "config": to_json(config)}
-    before = read_json(directory / CONFIG)
-    if before is None:
+    if not (directory / CONFIG).exists():
         write_whole(directory / CONFIG, json.dumps(frozen, indent=2))
         return
+    before = read_frozen(directory)
     differing = differing_fields(
         {"experiment": before["experiment"], **before["config"]}, {"experiment": experiment.name, **frozen["config"]}
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jattn.runs.claim import Verdict
-from jattn.runs.directory import CONFIG, RunError, differing_fields, read_json, read_status, read_verdicts
+from jattn.runs.directory import CONFIG, RunError, read_frozen, read_status, read_verdicts
 from jattn.runs.metrics import read_metrics
 
 RUNS = Path("runs")
@@ -38,9 +38,7 @@ def summarise(directory: Path) -> Summary:
     Raises:
       RunError: the directory holds no run, or a file of it cannot be read.
     """
-    frozen = read_json(directory / CONFIG)
-    if not isinstance(frozen, dict) or not {"experiment", "preset", "config"} <= frozen.keys():
-        raise RunError(f"{directory} holds no run ({CONFIG} is missing or is not a run's)")
+    frozen = read_frozen(directory)
     status = read_status(directory)
     return Summary(
         directory, frozen["experiment"], frozen["preset"], frozen["config"],
@@ -93,9 +91,16 @@ def last_metrics(directory: Path) -> dict[str, dict[str, tuple[int, Any]]]:
 
 def _matches(run: Summary, text: str) -> bool:
     field, wanted = text.split("=", 1)
-    own = {"experiment": run.experiment, "preset": run.preset, "status": run.status}
-    flat = {name: value for name, (value, _) in differing_fields(run.config, {}).items()}
-    if field not in own and field not in flat:
+    fields = _flat(run.config) | {"experiment": run.experiment, "preset": run.preset, "status": run.status}
+    if field not in fields:
         return False
-    value = own.get(field, flat.get(field))
+    value = fields[field]
     return wanted in (str(value), ",".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a config; a nested one's name is dotted."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

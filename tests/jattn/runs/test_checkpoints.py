@@ -2,11 +2,8 @@
 
 import logging
 import os
-import resource
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import jax
@@ -324,8 +321,9 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint(copy_of_two):
     ids=["wider", "narrower", "dtype", "generator", "untyped key", "extra leaf", "missing leaf"],
 )
 def test_arrays_that_do_not_fit_are_refused_and_nothing_is_lost(copy_of_two, caplog, template, line):
+    said = f"{copy_of_two / str(SPOILED)} is whole but does not fit.*\n  {line}$"
     with closing(Checkpoints(copy_of_two)) as checkpoints:
-        with pytest.raises(CheckpointError, match=f"{copy_of_two / str(SPOILED)} is whole but does not fit.*\n  {line}$"):
+        with pytest.raises(CheckpointError, match=said):
             checkpoints.restore(small_state(0) | template)
         assert not caplog.records
         restored = checkpoints.restore(small_state(0))
@@ -333,25 +331,18 @@ def test_arrays_that_do_not_fit_are_refused_and_nothing_is_lost(copy_of_two, cap
     assert same_bits(restored.state, small_state(SPOILED))
 
 
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """Writes beyond `limit` bytes of a file fail, as they do on a full disk; works for every user."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def save_large(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(step, large_state(step), {"step": step}, {})
+    checkpoints.wait()
 
 
 @pytest.mark.parametrize("next_call", ["wait", "save", "close"])
-def test_a_save_that_fails_says_so_and_leaves_the_others(tmp_path, next_call):
+def test_a_save_that_fails_says_so_and_leaves_the_others(tmp_path, file_size_limit, next_call):
     checkpoints = Checkpoints(tmp_path / "stage", keep=1)
-    checkpoints.save(1, large_state(1), {"step": 1}, {})
-    checkpoints.wait()
+    save_large(checkpoints, 1)
 
     def fail() -> None:
-        checkpoints.save(2, large_state(2), {"step": 2}, {})  # fails in the background
+        checkpoints.save(2, large_state(2), {}, {})  # fails in the background
         checkpoints.save(3, large_state(3), {}, {}) if next_call == "save" else getattr(checkpoints, next_call)()
 
     said = r"could not save step 2 in .*stage: .*File too large.*; checkpoints 1 are intact"
@@ -363,47 +354,28 @@ def test_a_save_that_fails_says_so_and_leaves_the_others(tmp_path, next_call):
         assert restored is not None
         assert restored.sidecar == {"step": 1}
         assert same_bits(restored.state, large_state(1))
-        reopened.save(2, large_state(2), {"step": 2}, {})  # there is room again
-        reopened.wait()
+        save_large(reopened, 2)  # there is room again
         assert reopened.steps() == [2]
 
 
-def test_the_first_save_failing_says_there_is_no_other(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "stage")
-    with file_size_limit(20_000), pytest.raises(CheckpointError, match=r"step 7.*; there is no earlier checkpoint"):
-        checkpoints.save(7, large_state(7), {}, {})
-        checkpoints.wait()
-    checkpoints.close()
+def test_the_first_save_failing_says_there_is_no_other(tmp_path, file_size_limit):
+    with (
+        closing(Checkpoints(tmp_path / "stage")) as checkpoints,
+        file_size_limit(20_000),
+        pytest.raises(CheckpointError, match=r"step 7.*; there is no earlier checkpoint"),
+    ):
+        save_large(checkpoints, 7)
 
 
-def test_a_save_can_be_tried_again_by_the_same_process(tmp_path):
+def test_a_save_can_be_tried_again_by_the_same_process(tmp_path, file_size_limit):
     with closing(Checkpoints(tmp_path / "stage", keep=1)) as checkpoints:
-        checkpoints.save(1, large_state(1), {}, {})
-        checkpoints.wait()
+        save_large(checkpoints, 1)
         with file_size_limit(20_000), pytest.raises(CheckpointError):
-            checkpoints.save(2, large_state(2), {}, {})
-            checkpoints.wait()
-        checkpoints.save(2, large_state(2), {}, {})
-        checkpoints.wait()
+            save_large(checkpoints, 2)
+        save_large(checkpoints, 2)
         restored = checkpoints.restore(large_state(0))
     assert restored is not None
     assert (restored.step, same_bits(restored.state, large_state(2))) == (2, True)
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 2 MB of its own; only root may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"cannot mount a small file system here: {error}")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -418,12 +390,11 @@ def fill(disk: Path) -> Path:
 def test_a_disk_that_is_full_indeed(small_disk):
     checkpoints = Checkpoints(small_disk / "stage", keep=2)
     for step in (1, 2):
-        checkpoints.save(step, large_state(step), {"step": step}, {})
-        checkpoints.wait()
+        save_large(checkpoints, step)
     ballast = fill(small_disk)
-    with pytest.raises(CheckpointError, match=r"step 3(.|\n)*No space left on device(.|\n)*checkpoints 1, 2 are intact"):
-        checkpoints.save(3, large_state(3), {"step": 3}, {})
-        checkpoints.wait()
+    said = r"step 3(.|\n)*No space left on device(.|\n)*checkpoints 1, 2 are intact"
+    with pytest.raises(CheckpointError, match=said):
+        save_large(checkpoints, 3)
     checkpoints.close()
     # Resuming needs no room either.
     with closing(Checkpoints(small_disk / "stage", keep=2)) as reopened:
@@ -432,6 +403,5 @@ def test_a_disk_that_is_full_indeed(small_disk):
         assert restored.step == 2
         assert same_bits(restored.state, large_state(2))
         ballast.unlink()
-        reopened.save(3, large_state(3), {"step": 3}, {})
-        reopened.wait()
+        save_large(reopened, 3)
         assert reopened.steps() == [2, 3]

@@ -35,7 +35,7 @@ class Config:
 
 EXPERIMENT = Experiment("toy", "a toy", None, {"smoke": Preset(Config(), "seconds")}, lambda config, run: None)
 HELD = Claim("held claim", "The loss is at most one & small.", "0.5 (Table 1)", Bar(high=1.0), "an untrained model")
-MISSED = Claim("missed claim", f"It generalises {HOSTILE}.", "“well”", Bar(low=0.9), "chance", note="too few steps")
+MISSED = Claim("missed claim", f"It generalises {HOSTILE}.", "“well”", Bar(low=0.9), "chance")
 
 
 class Page(HTMLParser):

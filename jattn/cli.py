@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,22 +204,19 @@ def _fresh_directory(root: Path, name: str) -> Path:
 
 
 def _work(experiment: Experiment, preset: str, config: Any, directory: Path, options: argparse.Namespace) -> int:
-    trackers = [open_tracker(name, directory) for name in options.track]
+    trackers = [partial(open_tracker, name) for name in options.track]
     _say(f"{experiment.name} ({preset}) in {directory}")
-    stopped_by = None
+    run = None
     try:
         with open_run(experiment, preset, config, directory, trackers=trackers, quiet=options.quiet) as run:
-            try:
-                experiment.run(config, run)
-            finally:
-                stopped_by = run.stop_request.signal
+            experiment.run(config, run)
     except (Stopped, KeyboardInterrupt) as stop:
         _say(str(stop) or f"interrupted; go on with: jattn resume {directory}")
-        return 128 + (stopped_by or 2)
-    except EXPECTED:
-        raise
-    except Exception:  # of the experiment's own code, so a ValueError means no wrong usage here
-        traceback.print_exc()
+        return 128 + ((run and run.stop_request.signal) or signal.SIGINT)
+    except Exception as error:
+        if run is None or isinstance(error, EXPECTED):
+            raise
+        traceback.print_exc()  # a fault of the experiment's own code: a ValueError there means no wrong usage
         return _complain(f"{experiment.name} failed; when it is mended: jattn resume {directory}", EXIT_FAILED)
     verdicts = read_verdicts(directory)
     if verdicts:

@@ -290,7 +290,7 @@ def _settle_lengths(run: Run, config: Config, errors: dict[int, dict[str, PerSee
         )
     longest = errors[max(errors)]
     trained = errors[config.context_length]
-    run.settle(LENGTH_FALLS, *(longest[arm] / trained[arm] for arm in ("heads_2", "linear")))
+    run.settle(LENGTH_FALLS, longest["heads_2"] / trained["heads_2"], longest["linear"] / trained["linear"])
 
 
 def _settle_dynamics(run: Run, config: Config, pair: np.ndarray) -> None:

@@ -83,7 +83,7 @@ def _loop_seconds(heads: int, seeds: int) -> float:
     experiment = Experiment("bench", "", None, {"bench": Preset(SCHEDULE, "")}, lambda config, run: None)
     with (
         tempfile.TemporaryDirectory() as directory,
-        open_run(experiment, "bench", SCHEDULE, Path(directory) / "run", trackers=[clock], quiet=True) as run,
+        open_run(experiment, "bench", SCHEDULE, Path(directory) / "run", trackers=[lambda _: clock], quiet=True) as run,
     ):
         fit(
             run, "train", build=partial(_build, heads), loss=_loss, optimiser=optax.adam(1e-3),

@@ -11,7 +11,7 @@ figures/*.svg with captions.json, claims.json, results.json
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -182,10 +182,14 @@ def open_run(
     config: Any,
     directory: Path,
     *,
-    trackers: Sequence[MetricWriter] = (),
+    trackers: Sequence[Callable[[Path], MetricWriter]] = (),
     quiet: bool = False,
 ) -> Iterator[Run]:
     """Take a run directory, new or left unfinished by an earlier process, and hold it while the run works.
+
+    Args:
+      trackers: each is given the directory, once it is this run's, and returns where metrics also go.
+      quiet: show no progress.
 
     Raises:
       RunError: another process holds it, or it holds a run of another experiment or config (fields listed).
@@ -201,12 +205,14 @@ def open_run(
     except Locked as error:
         raise RunError(str(error)) from None
     stop_request = StopRequest()
+    writers: list[MetricWriter] = []
     try:
         _freeze_config(directory, experiment, preset, config)
+        writers += [open_tracker(directory) for open_tracker in trackers]
         _add_environment(directory)
         _write_status(directory, "running")
         with stop_request.listening():
-            run = Run(directory, config, trackers, stop_request, quiet)
+            run = Run(directory, config, writers, stop_request, quiet)
             try:
                 yield run
             except (Stopped, KeyboardInterrupt) as stop:
@@ -219,8 +225,8 @@ def open_run(
             run.finish()
             _write_status(directory, "completed")
     finally:
-        for tracker in trackers:
-            tracker.close()
+        for writer in writers:
+            writer.close()
         lock.release()
 
 

@@ -33,26 +33,26 @@ def attention(
     key_length, kv_heads = key.shape[1:3]
     precision = jnp.promote_types(query.dtype, jnp.float32)
     factor = width**-0.5 if scale is None else scale
-    # Axes from here on: batch, key head, query head within its group, query row, then key or width.
-    groups = (batch, kv_heads, heads // kv_heads, query_length)
-    query_rows = jnp.moveaxis(query, 1, 2).reshape(*groups, width)
-    key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-    allowed = reading = jnp.bool_(True)
+    # A problem for each batch entry and key head: the rows of all query heads that read it against its keys.
+    problems, rows = batch * kv_heads, heads // kv_heads * query_length
+    queries = jnp.moveaxis(query, 1, 2).reshape(problems, rows, width)
+    keys = jnp.moveaxis(key, 1, 3).reshape(problems, width, key_length)
+    values = jnp.moveaxis(value, 1, 3).reshape(problems, value.shape[3], key_length)
+    allowed = reading = jnp.bool_(key_length > 0)
     if mask is not None:
         check_mask(mask, (batch, heads, query_length, key_length))
-        allowed = jnp.broadcast_to(mask, (batch, heads, query_length, key_length)).reshape(*groups, key_length)
+        allowed = jnp.broadcast_to(mask, (batch, heads, query_length, key_length)).reshape(problems, rows, key_length)
         # Weights and gradients are 0 where nothing is read, but 0 · NaN is NaN: rows that read nothing and keys
         # that no row reads are zeroed before they are multiplied.
-        reading = allowed.any(axis=-1, keepdims=True)
-        read = allowed.any(axis=(2, 3))[..., None]
-        query_rows, key, value = jnp.where(reading, query_rows, 0), jnp.where(read, key, 0), jnp.where(read, value, 0)
-    scores = factor * jnp.einsum("bkgqw,bksw->bkgqs", query_rows, key, preferred_element_type=precision)
+        reading, read = allowed.any(axis=2, keepdims=True), allowed.any(axis=1, keepdims=True)
+        queries, keys, values = jnp.where(reading, queries, 0), jnp.where(read, keys, 0), jnp.where(read, values, 0)
+    scores = factor * jnp.einsum("prw,pws->prs", queries, keys, preferred_element_type=precision)
     scores = jnp.where(allowed, scores, -jnp.inf)
-    # Shifting by a finite number keeps exp(-inf - shift) = 0 where a row has nothing to read.
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
-    exponentials = jnp.exp(scores - jnp.where(jnp.isfinite(highest), highest, 0))
-    total = exponentials.sum(axis=-1, keepdims=True)
-    weights = exponentials / jnp.where(total == 0, 1, total)
-    output = jnp.einsum("bkgqs,bksv->bkgqv", weights, value.astype(precision), preferred_element_type=precision)
-    output = jnp.where(reading, output, 0).reshape(batch, heads, query_length, value.shape[-1])
-    return jnp.moveaxis(output, 1, 2).astype(query.dtype)
+    # The shift is finite even where a row has nothing to read, so that exp(-inf - shift) = 0.
+    lowest = jnp.finfo(precision).min
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=2, keepdims=True, initial=lowest))
+    exponentials = jnp.exp(scores - highest)
+    total = exponentials.sum(axis=2, keepdims=True)
+    summed = jnp.einsum("prs,pvs->prv", exponentials, values.astype(precision), preferred_element_type=precision)
+    output = jnp.where(reading, summed / jnp.where(reading, total, 1), 0)
+    return jnp.moveaxis(output.reshape(batch, heads, query_length, value.shape[3]), 1, 2).astype(query.dtype)

@@ -292,6 +292,14 @@ def test_experiments_that_are_not_there(jattn: Shell, ladder: Path, name: str, m
     assert message in err
 
 
+def test_a_tracker_that_is_not_installed(jattn: Shell, ladder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    status, _, err = jattn("run", "ladder.py", "--track", "wandb")
+    assert status == 2
+    assert err.startswith("jattn: tracker wandb needs its package: pip install 'jattn[wandb]'")
+    assert not list(Path().glob("runs/*/worked"))
+
+
 def test_a_run_needs_an_experiment(jattn: Shell, ladder: Path) -> None:
     status, out, err = jattn("run")
     assert (status, out) == (2, "")
@@ -553,7 +561,7 @@ def unfolded(table: str, start: str) -> str:
 def test_no_name_is_cut_off_on_a_narrow_terminal(jattn: Shell, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "a-name-longer-than-the-terminal-is-wide-[with]-brackets"
     Path("runs/short").rename(Path("runs", long))
-    monkeypatch.setattr(cli.console, "width", 60)
+    monkeypatch.setattr(cli.console, "width", 45)
     assert long in unfolded(jattn("runs").out, "a-name")
     assert long in unfolded(jattn("compare", "a-name", "bent").out, "a-name")
     shown = jattn("show", "a-name").out

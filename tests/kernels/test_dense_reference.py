@@ -17,7 +17,7 @@ EMPTY_ROWS = np.array([[[[True, False, True, True], [False] * 4, [True, True, Fa
 
 
 @given(cases(masked=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_agrees_with_float64(case: Case) -> None:
     query, key, value = (jnp.asarray(array) for array in (case.query, case.key, case.value))
     mask = None if case.mask is None else jnp.asarray(case.mask)
@@ -48,9 +48,8 @@ def test_any_lengths(query_length: int, key_length: int) -> None:
         np.testing.assert_array_equal(output, np.broadcast_to(value.repeat(2, axis=2), output.shape))
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("kv_heads", "scale"), [(1, None), (2, 0.3), (4, None)])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scale", [None, 0.3])
 def test_agrees_with_jax(kv_heads: int, masked: bool, scale: float | None) -> None:
     sizes = {"query_length": 5, "key_length": 7, "kv_heads": kv_heads, "width": 8, "value_width": 8}
     query, key, value = map(jnp.asarray, normal(1, **sizes, dtype=np.float32))
@@ -229,7 +228,8 @@ def test_jit_and_vmap_change_nothing() -> None:
     def loss(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         return (attention(query, key, value, mask=mask) ** 2).sum()
 
-    for function in (lambda q, k, v, m: attention(q, k, v, mask=m), jax.grad(loss, argnums=(0, 1, 2))):
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    for function in (lambda q, k, v, m: attention(q, k, v, mask=m), gradient):
         one_by_one = [function(*(array[i] for array in arrays), masks[i]) for i in range(3)]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *one_by_one)
         have = jax.jit(jax.vmap(function))(*arrays, masks)

@@ -76,7 +76,9 @@ class At:
 
 @contextmanager
 def toy_run(directory: Path, trackers: Sequence[At] = (), config: Config = Config()) -> Iterator[Run]:
-    with open_run(EXPERIMENT, "smoke", config, directory, trackers=trackers, quiet=True) as run:
+    with open_run(
+        EXPERIMENT, "smoke", config, directory, trackers=[lambda _, at=at: at for at in trackers], quiet=True
+    ) as run:
         yield run
 
 

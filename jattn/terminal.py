@@ -86,8 +86,9 @@ def claims_table(verdicts: Sequence[Verdict]) -> RenderableType:
         table.add_row()
     if not verdicts:
         return "No claim is settled yet."
-    held = sum(verdict.held for verdict in verdicts)
-    return Group(table, f"{held} of {len(verdicts)} claims held.")
+    missed = [verdict.claim.name for verdict in verdicts if not verdict.held]
+    tally = f"{len(verdicts) - len(missed)} of {len(verdicts)} claims held."
+    return Group(table, Text(f"{tally} Not held: {'; '.join(missed)}." if missed else tally))
 
 
 def claims_markdown(verdicts: Sequence[Verdict]) -> str:

@@ -196,7 +196,7 @@ def test_run_leaves_a_completed_run(jattn: Shell, ladder: Path) -> None:
     assert "a ladder of [no] rungs" in result.out
     assert "NOT HELD  falls: a bent ladder leans" in result.out
     assert "the measurement misses the bar; it is straight" in result.out
-    assert "1 of 2 claims held." in result.out
+    assert "1 of 2 claims held. Not held: falls.\n" in result.out
     assert f"jattn report runs/{run.name}\n" in result.out
     assert result.err == ""
 

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ console = open_console()
 log = logging.getLogger("jattn")
 
 EXIT_CLAIM_FAILED, EXIT_USAGE, EXIT_FAILED = 1, 2, 3
+RUN_OPTIONS = {"preset", "dir", "root", "strict", "quiet", "track", "help"}
 EXPECTED = (RunError, CheckpointError, NonFiniteError, OSError)
 """What a run may fail with through no fault of the code; the message is all there is to say."""
 
@@ -149,7 +150,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
             options.parser.error("the experiment is missing; jattn list names those there are")
         options.parser.print_help()
         return 0
-    experiment = _load(options.experiment)
+    experiment = load_experiment(options.experiment)
+    if clash := RUN_OPTIONS & {field.name for field in fields(experiment.config_type)}:
+        raise ValueError(f"config fields of {experiment.name} must not be named as options of run; got {sorted(clash)}")
     preset = options.preset or experiment.default_preset
     if preset not in experiment.presets:
         raise ValueError(f"preset must be one of {', '.join(experiment.presets)}; got {preset!r}")
@@ -170,7 +173,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 def _resume(options: argparse.Namespace, rest: list[str]) -> int:
     directory = find_run(options.run, options.root)
     frozen = summarise(directory)
-    experiment = _load(frozen.experiment)
+    experiment = load_experiment(frozen.experiment)
     defaults = to_json(experiment.presets[experiment.default_preset].config)
     changed = sorted(set(defaults) ^ set(frozen.config))
     if changed:
@@ -182,12 +185,6 @@ def _resume(options: argparse.Namespace, rest: list[str]) -> int:
     except msgspec.ValidationError as error:
         raise RunError(f"{directory / CONFIG} does not fit {experiment.name}: {error}") from None
     return _work(experiment, frozen.preset, config, directory, options)
-
-
-def _load(name: str) -> Experiment:
-    """An experiment; one from a file goes by the file's path, by which resuming finds it again."""
-    experiment = load_experiment(name)
-    return replace(experiment, name=str(Path(name).expanduser().resolve())) if name.endswith(".py") else experiment
 
 
 def _fresh_directory(root: Path, name: str) -> Path:

@@ -312,7 +312,7 @@ def read_status(directory: Path) -> dict[str, Any]:
 
 
 def _write_status(directory: Path, status: str, detail: str = "") -> None:
-    at = datetime.now(UTC).isoformat(timespec="seconds")
+    at = datetime.now(UTC).isoformat(timespec="microseconds")
     write_whole(directory / STATUS, json.dumps({"status": status, "detail": detail, "at": at}, indent=2))
 
 

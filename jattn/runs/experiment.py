@@ -5,7 +5,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ def _load_file(path: Path) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their own module up while they are being defined
     spec.loader.exec_module(module)
-    return _experiment_of(module, str(path))
+    return replace(_experiment_of(module, str(path)), name=str(path))  # by which resuming finds it again
 
 
 def _experiment_of(module: Any, name: str) -> Experiment:

@@ -596,3 +596,18 @@ def test_piped_output_is_plain_and_whole(finished: Path) -> None:
     assert (piped.returncode, piped.stderr) == (0, "")
     assert "\x1b" not in piped.stdout
     assert f"{long} (ladder, smoke)  completed  1/2" in piped.stdout
+
+
+def test_a_config_field_named_like_an_option_of_run_is_refused(jattn: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "clash.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from jattn.runs import Experiment, Preset\n"
+        "@dataclass(frozen=True)\n"
+        "class Config:\n"
+        "    strict: int = 1\n"
+        "EXPERIMENT = Experiment('clash', '', None, {'laptop': Preset(Config(), '')}, lambda config, run: None)\n"
+    )
+    result = jattn("run", str(path))
+    assert result.status == 2
+    assert "['strict']" in result.err

@@ -22,7 +22,7 @@ from orbax.checkpoint import CheckpointManager
 
 from jattn.runs import Best, CheckpointError, Experiment, Preset, Run, RunError, Stopped, open_run
 from jattn.runs.metrics import read_metrics
-from jattn.train import Generated, NonFiniteError, Schedule, fit
+from jattn.train import Generated, NonFiniteError, Schedule, create_state, fit
 
 # nnx.State derives from a mapping over typing.Hashable, on which beartype remarks.
 pytestmark = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
@@ -255,7 +255,7 @@ def test_fit_is_the_bare_loop(tmp_path, build):
 @pytest.mark.parametrize("build", [Plain, Stateful])
 def test_seeds_side_by_side_are_single_runs(tmp_path, build):
     seeds = 2
-    schedule = Schedule(steps=14, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=5)
+    schedule = Schedule(steps=13, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=5)
     arguments = dict(build=build, loss=squared_error, optimiser=OPTIMISER, data=Generated(sample), schedule=schedule)
     with toy_run(tmp_path / "many") as run:
         fitted = fit(run, "stage", key=KEY, seeds=seeds, evaluate=evaluate, **arguments)
@@ -281,7 +281,7 @@ def test_seeds_side_by_side_are_single_runs(tmp_path, build):
 
 def test_a_stream_is_read_in_its_order(tmp_path):
     """Batches by their number in the random-access data set, which knows no iterator."""
-    schedule = Schedule(steps=17, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=5)
+    schedule = Schedule(steps=13, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=5)
     with toy_run(tmp_path / "run") as run:
         fitted = fit(
             run, "stage", build=Plain, loss=squared_error, optimiser=OPTIMISER, data=map_stream(), key=KEY,
@@ -289,7 +289,7 @@ def test_a_stream_is_read_in_its_order(tmp_path):
         )  # fmt: skip
     by_number = batched_rows()
     for seed, key in enumerate(jax.random.split(KEY, 2)):
-        _, model, _ = bare_loop(Plain, (by_number[n] for n in range(17)), 17, key)
+        _, model, _ = bare_loop(Plain, (by_number[n] for n in range(13)), 13, key)
         assert_close(fitted.state, model, seed)
 
 
@@ -297,12 +297,12 @@ def test_every_checkpoint_is_the_state_of_its_step(tmp_path):
     """Buffers are overwritten by the next dispatch while a save is under way."""
     common = dict(build=Stateful, loss=squared_error, optimiser=OPTIMISER, data=Generated(sample), key=KEY, seeds=2)
     with toy_run(tmp_path / "run") as run:
-        fit(run, "stage", schedule=Schedule(12, 2, 2, 2, keep=9), **common)
+        fit(run, "stage", schedule=Schedule(20, 5, 5, 5, keep=9), **common)
     with closing(CheckpointManager(tmp_path / "run" / "checkpoints" / "stage")) as saved:
-        assert sorted(saved.all_steps()) == [2, 4, 6, 8, 10, 12]
-        for steps in (2, 6, 10):
+        assert sorted(saved.all_steps()) == [5, 10, 15, 20]
+        for steps in (5, 10, 15):
             with toy_run(tmp_path / f"short-{steps}") as run:
-                short = fit(run, "stage", schedule=Schedule(steps, 2, 2, 2), **common).state
+                short = fit(run, "stage", schedule=Schedule(steps, 5, 5, 5), **common).state
             leaves = saved.restore(steps)["state"]
             kernel = leaves["parameters"]["inner"]["kernel"]
             kernel = kernel["value"] if isinstance(kernel, dict) else kernel
@@ -320,10 +320,10 @@ DATA = {
 
 
 def train_toy(run: Run, data: str = "generated", build=Stateful, steps: int = 28, seeds: int | None = 2):
-    """Dispatches of 3, so that checkpoints (12, 24), evaluations (6, 12, ...) and the end (28) are out of step."""
+    """Dispatches of 5; evaluations (10, 20), checkpoints (20) and the end (28) fall on different ones."""
     return fit(
         run, "stage", build=build, loss=squared_error, optimiser=OPTIMISER, data=DATA[data](), key=KEY,
-        schedule=Schedule(steps, steps_per_dispatch=3, evaluate_every=6, checkpoint_every=12), seeds=seeds,
+        schedule=Schedule(steps, steps_per_dispatch=5, evaluate_every=10, checkpoint_every=20), seeds=seeds,
         evaluate=evaluate,
     )  # fmt: skip
 
@@ -339,7 +339,7 @@ def uninterrupted(request, tmp_path_factory):
 
 def assert_same_record(one: Path, other: Path) -> None:
     record = (one / "metrics" / "stage.jsonl").read_bytes()
-    assert record.count(b"\n") > 10
+    assert record.count(b"\n") == 6 + 4  # dispatches and evaluations
     assert record == (other / "metrics" / "stage.jsonl").read_bytes()
 
 
@@ -350,13 +350,13 @@ def newest_checkpoint(directory: Path) -> int:
 def test_a_run_stopped_twice_and_resumed_is_the_run_never_stopped(uninterrupted, tmp_path, caplog):
     data, state, whole = uninterrupted
     directory = tmp_path / "run"
-    for step in (9, 15):
+    for step in (10, 25):
         stop_at(directory, step, lambda run: train_toy(run, data))
         assert newest_checkpoint(directory) == step, "the moment of stopping is checkpointed"
         assert json.loads((directory / "status.json").read_text())["status"] == "stopped"
     with caplog.at_level(logging.INFO, "jattn"), toy_run(directory) as run:
         resumed = train_toy(run, data).state
-    assert "going on from the checkpoint of step 15" in caplog.text
+    assert "going on from the checkpoint of step 25" in caplog.text
     assert_same_bits(resumed, state)
     assert_same_record(directory, whole)
 
@@ -364,7 +364,7 @@ def test_a_run_stopped_twice_and_resumed_is_the_run_never_stopped(uninterrupted,
 def test_a_run_crashed_twice_and_resumed_is_the_run_never_crashed(uninterrupted, tmp_path, caplog):
     data, state, whole = uninterrupted
     directory = tmp_path / "run"
-    for step, resumes_from in ((9, 0), (21, 12)):
+    for step, resumes_from in ((10, 0), (25, 20)):
         crash_at(directory, step, lambda run: train_toy(run, data))
         # What was recorded after the checkpoint is forgotten when it is resumed.
         assert read_metrics(directory / "metrics" / "stage.jsonl")["loss"][0][-1] == step
@@ -373,7 +373,7 @@ def test_a_run_crashed_twice_and_resumed_is_the_run_never_crashed(uninterrupted,
             file.write(b'{"step":')  # the line under way
     with caplog.at_level(logging.INFO, "jattn"), toy_run(directory) as run:
         resumed = train_toy(run, data).state
-    assert "going on from the checkpoint of step 12" in caplog.text
+    assert "going on from the checkpoint of step 20" in caplog.text
     assert_same_bits(resumed, state)
     assert_same_record(directory, whole)
 
@@ -423,7 +423,7 @@ def test_a_spoiled_newest_checkpoint_costs_only_work(uninterrupted, tmp_path, ca
     with caplog.at_level(logging.INFO, "jattn"), toy_run(directory) as run:
         resumed = train_toy(run, data).state
     assert f"{newest} does not match its digest; the one before it is used" in caplog.text
-    assert "going on from the checkpoint of step 24" in caplog.text
+    assert caplog.text.count("going on from the checkpoint of step 20") == 1
     assert_same_bits(resumed, state)
     assert_same_record(directory, whole)
 
@@ -451,35 +451,39 @@ class Fragile(nnx.Module):
     √(brittle·0 + alive) has value 1 and gradient 0 while alive is 1, and gradient 0/0 when alive is 0.
     """
 
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, rngs: nnx.Rngs, fatal_step: int = 0, fatal_tag: float | None = None):
         self.linear = nnx.Linear(FEATURES, 1, rngs=rngs)
         self.brittle = nnx.Param(jax.random.normal(rngs.params(), (3,)))
         self.tag = nnx.Variable(jax.random.uniform(rngs.params(), ()))
+        struck = True if fatal_tag is None else self.tag[...] == jnp.float32(fatal_tag)
+        self.fatal_step = nnx.Variable(jnp.where(struck, jnp.int32(fatal_step), -1))
         self.seen = nnx.Variable(jnp.int32(0))
 
     def __call__(self, x):
         return self.linear(x)[:, 0]
 
 
-def fragile_loss(fatal_step: int, fatal_tag: float | None):
-    def loss(model, batch):
-        model.seen[...] += 1
-        fatal = model.seen[...] == fatal_step
-        if fatal_tag is not None:
-            fatal &= model.tag[...] == jnp.float32(fatal_tag)
-        alive = jnp.where(fatal, 0.0, 1.0)
-        penalty = jnp.sqrt(model.brittle[...] * 0.0 + alive).sum()
-        return squared_error(model, batch)[0] + 0.0 * penalty + 0.1 * jnp.sum(model.brittle[...] ** 2), {}
-
-    return loss
+def fragile_loss(model, batch):
+    model.seen[...] += 1
+    alive = jnp.where(model.seen[...] == model.fatal_step[...], 0.0, 1.0)
+    penalty = jnp.sqrt(model.brittle[...] * 0.0 + alive).sum()
+    return squared_error(model, batch)[0] + 0.0 * penalty + 0.1 * jnp.sum(model.brittle[...] ** 2), {}
 
 
 def fit_fragile(run: Run, fatal_step: int, fatal_tag=None, *, seeds=None, steps=20, optimiser=OPTIMISER):
     return fit(
-        run, "stage", build=Fragile, loss=fragile_loss(fatal_step, fatal_tag), optimiser=optimiser,
-        data=Generated(sample), key=KEY, seeds=seeds,
+        run, "stage", build=lambda rngs: Fragile(rngs, fatal_step, fatal_tag), loss=fragile_loss,
+        optimiser=optimiser, data=Generated(sample), key=KEY, seeds=seeds,
         schedule=Schedule(steps, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=10),
     )  # fmt: skip
+
+
+def restore(directory: Path, build, seeds: int | None = None):
+    """The state of the newest checkpoint."""
+    with toy_run(directory) as run, run.stage("stage") as stage:
+        restored = stage.restore(create_state(build, OPTIMISER, KEY, seeds)[1])
+    assert restored is not None
+    return restored.state
 
 
 # In the middle of a dispatch; as its first step, right after a checkpoint; as the very first step.
@@ -498,13 +502,12 @@ def test_not_a_number_stops_training_at_the_last_finite_state(tmp_path, fatal_st
         assert status["status"] == "failed"
         assert leaves in status["detail"]
         assert newest_checkpoint(directory) == fatal_step - 1
-    # Resumed with a schedule that ends there, the state is what a loop without the fatal step arrives at.
-    with toy_run(directory) as run:
-        fitted = fit_fragile(run, 999, steps=max(fatal_step - 1, 1))
-    _, model, optimiser = bare_loop(Fragile, None, max(fatal_step - 1, 1), KEY, fragile_loss(999, None))
-    assert int(fitted.state.step) == max(fatal_step - 1, 1)
-    assert_close(fitted.state, model, optimiser=optimiser)
-    assert all(np.isfinite(words(leaf)).all() for leaf in jax.tree.leaves(fitted.state.parameters))
+    # The state that was kept is what a loop without the fatal step arrives at.
+    kept = restore(directory, lambda rngs: Fragile(rngs))
+    _, model, optimiser = bare_loop(lambda rngs: Fragile(rngs, fatal_step), None, fatal_step - 1, KEY, fragile_loss)
+    assert int(kept.step) == fatal_step - 1
+    assert_close(kept, model, optimiser=optimiser)
+    assert all(np.isfinite(words(leaf)).all() for leaf in jax.tree.leaves(kept.parameters))
 
 
 def test_the_seed_that_left_the_finite_numbers_is_named(tmp_path):
@@ -515,11 +518,11 @@ def test_the_seed_that_left_the_finite_numbers_is_named(tmp_path):
         toy_run(directory) as run,
     ):
         fit_fragile(run, 8, tags[1], seeds=3)
-    with toy_run(directory) as run:
-        fitted = fit_fragile(run, 999, seeds=3, steps=7)
+    kept = restore(directory, Fragile, seeds=3)
+    assert int(kept.step) == 7
     for seed, key in enumerate(jax.random.split(KEY, 3)):  # all seeds stand where the loop stopped
-        _, model, _ = bare_loop(Fragile, None, 7, key, fragile_loss(999, None))
-        assert_close(fitted.state, model, seed)
+        _, model, _ = bare_loop(lambda rngs: Fragile(rngs, 8, tags[1]), None, 7, key, fragile_loss)
+        assert_close(kept, model, seed)
 
 
 def test_a_parameter_is_named_where_all_gradients_are_finite(tmp_path):
@@ -551,7 +554,7 @@ def test_a_loss_that_is_infinite_is_named(tmp_path):
 
 def test_a_stream_is_set_back_to_the_batch_that_did_it(tmp_path):
     """The checkpoint's data position is that of the poisoned batch, not of the end of the dispatch."""
-    poisoned = 7
+    poisoned = 8
 
     def poison(number: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return batch | {"y": batch["y"] * np.float32(np.nan)} if number == poisoned else batch
@@ -561,19 +564,20 @@ def test_a_stream_is_set_back_to_the_batch_that_did_it(tmp_path):
 
     def train(run: Run, data: grain.DatasetIterator, steps: int):
         return fit(
-            run, "stage", build=Plain, loss=squared_error, optimiser=OPTIMISER, data=data, key=KEY,
+            run, "stage", build=Plain, loss=squared_error, optimiser=OPTIMISER, data=data, key=KEY, seeds=2,
             schedule=Schedule(steps, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=5),
         )  # fmt: skip
 
-    with pytest.raises(NonFiniteError, match="step 8: not finite: loss, "), toy_run(tmp_path / "run") as run:
+    with pytest.raises(NonFiniteError, match="step 9: not finite: loss, "), toy_run(tmp_path / "run") as run:
         train(run, stream(), 20)
     assert newest_checkpoint(tmp_path / "run") == poisoned
     data = stream()
     with toy_run(tmp_path / "run") as run:
         fitted = train(run, data, poisoned)
     by_number = batched_rows()
-    _, model, optimiser = bare_loop(Plain, (by_number[n] for n in range(poisoned)), poisoned, KEY)
-    assert_close(fitted.state, model, optimiser=optimiser)
+    for seed, key in enumerate(jax.random.split(KEY, 2)):
+        _, model, _ = bare_loop(Plain, (by_number[n] for n in range(poisoned)), poisoned, key)
+        assert_close(fitted.state, model, seed)
     assert np.isnan(next(data)["y"]).all(), "the next batch is the poisoned one"
     np.testing.assert_array_equal(next(data)["x"], by_number[poisoned + 1]["x"])
 

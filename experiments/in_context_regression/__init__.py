@@ -106,7 +106,8 @@ def _draw(run: Run, config: Config, errors: dict[int, dict[str, Any]]) -> None:
     run.figure(
         "circuits",
         figures.circuits_through_training(run, config, _shown_arm(config)),
-        f"{figures.label(_shown_arm(config))}, first seed: key-query and output-value circuits through training.",
+        f"{figures.label(_shown_arm(config))}, first seed: key-query and output-value circuits through training. "
+        "The last key-query column is free: it meets the query's label entry, which is zero.",
     )
     if len(config.tasks) == 1 and 2 in config.heads:
         run.figure("dynamics", figures.dynamics(run, config), "Two heads: the strengths ω and μ through training.")

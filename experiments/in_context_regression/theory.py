@@ -13,15 +13,16 @@ def best_rate(world: LinearPrompts) -> float:
     return 1 / (1 + (1 + world.noise_variance) * world.dimension / world.context_length)
 
 
-def best_preconditioner(world: LinearPrompts) -> Float[Array, "dimension dimension"]:
+def best_preconditioner(world: LinearPrompts) -> Float[np.ndarray, "dimension dimension"]:
     """P = (Σ(1 + 1/L) + (tr Σ + dσ²)/L · I)⁻¹, the best preconditioner of the debiased step.
 
     From the stationarity of E(y_q − βᵀŜPx_q − noise)² with the Wishart moment E[ŜAŜ] = ΣAΣ(1+1/L) + Σ tr(ΣA)/L
     and β ~ N(0, I/d).
     """
     covariance, length = world.covariance, world.context_length
-    ridge = (jnp.trace(covariance) + world.dimension * world.noise_variance) / length
-    return jnp.linalg.inv(covariance * (1 + 1 / length) + ridge * jnp.eye(world.dimension))
+    ridge = (np.trace(covariance) + world.dimension * world.noise_variance) / length
+    inverse = np.linalg.inv(covariance * (1 + 1 / length) + ridge * np.eye(world.dimension))
+    return inverse.astype(np.float32)
 
 
 def approximate_loss(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 
@@ -47,10 +48,10 @@ class LinearPrompts:
                 )
 
     @property
-    def covariance(self) -> Float[Array, "dimension dimension"]:
-        """Σ of the covariates."""
-        index = jnp.arange(self.dimension)
-        return jnp.float32(self.covariate_correlation) ** jnp.abs(index[:, None] - index)
+    def covariance(self) -> Float[np.ndarray, "dimension dimension"]:
+        """Σ of the covariates, a constant of whatever is compiled with it."""
+        index = np.arange(self.dimension)
+        return np.float32(self.covariate_correlation) ** np.abs(index[:, None] - index)
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +71,7 @@ def sample_prompts(world: LinearPrompts, batch: int, key: Key[Array, ""]) -> Pro
     covariate_key, task_key, noise_key = jax.random.split(key, 3)
     covariates = jax.random.normal(covariate_key, (batch, length, dimension))
     if world.covariate_correlation:
-        covariates = covariates @ jnp.linalg.cholesky(world.covariance).T
+        covariates = covariates @ np.linalg.cholesky(world.covariance).T
     index = jnp.arange(dimension)
     reads = jnp.array([(index >= first) & (index < past) for first, past in world.task_features])
     weights = jax.random.normal(task_key, (batch, tasks, dimension)) * reads * reads.sum(axis=1, keepdims=True) ** -0.5

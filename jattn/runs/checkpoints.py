@@ -76,6 +76,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 2, best: Best | None = None):
         if keep < 1:
             raise ValueError(f"keep must be at least 1; got {keep}")
+        logging.getLogger("absl").addFilter(_raised_anyway)
         self.directory = directory.resolve()
         self._seals = self.directory.with_name(f"{self.directory.name}.seals")
         self._seals.mkdir(parents=True, exist_ok=True)
@@ -235,6 +236,11 @@ class Checkpoints:
         intact = self.steps()
         kept = f"checkpoints {', '.join(map(str, intact))} are intact" if intact else "there is no earlier checkpoint"
         return CheckpointError(f"could not save step {self._saving} in {self.directory}: {error}; {kept}")
+
+
+def _raised_anyway(record: logging.LogRecord) -> bool:
+    """Keep the pages of tracebacks off the screen that Orbax logs of a failure before raising it."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 _NO_SEAL: dict[str, Any] = {"digest": None, "metrics": {}}

@@ -96,10 +96,8 @@ class Stage:
         self._checkpoints.wait()
 
     def close(self) -> None:
-        try:
-            self.metrics.close()
-        finally:
-            self._checkpoints.close()
+        self.metrics.close()
+        self._checkpoints.close()
 
 
 class Run:

@@ -35,7 +35,7 @@ class MetricRecord:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.stage = stage
         self._writers = writers
-        self._file = open(path, "ab")  # noqa: SIM115 (kept open; closed by close)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (kept open; closed by close)
 
     def rewind(self, length: int) -> None:
         """Forget what was written after a checkpoint.
@@ -52,8 +52,12 @@ class MetricRecord:
         """Append one step's metrics: scalars or arrays. Writers get each metric's mean over its entries, scalars."""
         arrays = {name: np.asarray(value) for name, value in metrics.items()}
         line = {"step": step, **{name: _plain(array) for name, array in arrays.items()}}
-        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
+        left = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:  # which does not say what could not be written
+            raise OSError(error.errno, error.strerror, self._file.name) from error
         for writer in self._writers:
             scalars = {name: float(array.mean()) for name, array in arrays.items() if array.ndim <= 1 and array.size}
             writer.write(self.stage, step, scalars)

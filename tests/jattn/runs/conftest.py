@@ -3,7 +3,7 @@
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,18 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
     return limited
 
 
+def fill(disk: Path) -> Path:
+    """Leave not a byte free; the file that takes the room."""
+    ballast = disk / "ballast"
+    with suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    return ballast
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB of its own; only root may mount one."""
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[Path], Path]]]:
+    """A file system of 2 MB of its own, which only root may mount, and how to fill it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
@@ -36,6 +45,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"cannot mount a small file system here: {error}")
     try:
-        yield disk
+        yield disk, fill
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -295,8 +295,10 @@ def test_nothing_saved_restores_nothing(tmp_path, caplog):
 
 def test_what_a_killed_process_left_half_written_is_no_checkpoint(copy_of_two):
     # Orbax's name for a checkpoint that is not committed; what is inside is a committed one's.
-    shutil.copytree(copy_of_two / str(SPOILED), copy_of_two / "3.orbax-checkpoint-tmp")
+    for step in (3, 7):
+        shutil.copytree(copy_of_two / str(SPOILED), copy_of_two / f"{step}.orbax-checkpoint-tmp")
     with closing(Checkpoints(copy_of_two)) as checkpoints:
+        assert {path.name for path in copy_of_two.iterdir() if "tmp" in path.name} == set()
         restored = checkpoints.restore(small_state(0))
         assert restored is not None
         assert restored.step == SPOILED
@@ -337,7 +339,7 @@ def save_large(checkpoints: Checkpoints, step: int) -> None:
 
 
 @pytest.mark.parametrize("next_call", ["wait", "save", "close"])
-def test_a_save_that_fails_says_so_and_leaves_the_others(tmp_path, file_size_limit, next_call):
+def test_a_save_that_fails_says_so_and_leaves_the_others(tmp_path, file_size_limit, capfd, next_call):
     checkpoints = Checkpoints(tmp_path / "stage", keep=1)
     save_large(checkpoints, 1)
 
@@ -349,6 +351,7 @@ def test_a_save_that_fails_says_so_and_leaves_the_others(tmp_path, file_size_lim
     with file_size_limit(20_000), pytest.raises(CheckpointError, match=said):
         fail()
     checkpoints.close()  # says nothing twice
+    assert "Traceback" not in capfd.readouterr().err, "what is raised is not logged too"
     with closing(Checkpoints(tmp_path / "stage", keep=1)) as reopened:
         restored = reopened.restore(large_state(0))
         assert restored is not None
@@ -378,26 +381,18 @@ def test_a_save_can_be_tried_again_by_the_same_process(tmp_path, file_size_limit
     assert (restored.step, same_bits(restored.state, large_state(2))) == (2, True)
 
 
-def fill(disk: Path) -> Path:
-    """Leave not a byte free."""
-    ballast = disk / "ballast"
-    with suppress(OSError), open(ballast, "wb", buffering=0) as file:
-        while file.write(b"x" * 4096):
-            pass
-    return ballast
-
-
 def test_a_disk_that_is_full_indeed(small_disk):
-    checkpoints = Checkpoints(small_disk / "stage", keep=2)
+    disk, fill = small_disk
+    checkpoints = Checkpoints(disk / "stage", keep=2)
     for step in (1, 2):
         save_large(checkpoints, step)
-    ballast = fill(small_disk)
+    ballast = fill(disk)
     said = r"step 3(.|\n)*No space left on device(.|\n)*checkpoints 1, 2 are intact"
     with pytest.raises(CheckpointError, match=said):
         save_large(checkpoints, 3)
     checkpoints.close()
     # Resuming needs no room either.
-    with closing(Checkpoints(small_disk / "stage", keep=2)) as reopened:
+    with closing(Checkpoints(disk / "stage", keep=2)) as reopened:
         restored = reopened.restore(large_state(0))
         assert restored is not None
         assert restored.step == 2

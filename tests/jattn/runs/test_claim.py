@@ -5,7 +5,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -31,6 +31,7 @@ def students_interval(values: list[float]) -> tuple[float, float]:
     return stats.t.interval(0.95, len(values) - 1, loc=statistics.fmean(values), scale=error)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(10**9), 10**9).map(lambda n: n / 1000), min_size=2, max_size=8))
 def test_the_interval_is_students(values):
     got = estimate(values)
@@ -49,6 +50,7 @@ def test_the_interval_by_the_table():
     assert (got.mean, got.low, got.high) == pytest.approx((3.0, 3.0 - half, 3.0 + half), rel=1e-6)
 
 
+@settings(deadline=None)
 @given(NUMBERS)
 def test_one_repetition_is_a_point(value):
     got = estimate(value)
@@ -56,6 +58,7 @@ def test_one_repetition_is_a_point(value):
     assert got == estimate([value]) == estimate(np.array([value]))
 
 
+@settings(deadline=None)
 @given(bars(), REPETITIONS, REPETITIONS)
 @example(Bar(high=1.0), [1.0], [1.0 + 1e-9])  # the bar itself is inside
 @example(Bar(low=1.0), [1.0], [0.5, 0.6, 0.7])
@@ -73,6 +76,7 @@ def test_a_claim_holds_iff_the_interval_is_inside_and_no_control_is(bar, measure
     assert verdict.control == estimate(control)
 
 
+@settings(deadline=None)
 @given(REPETITIONS, st.data())
 def test_both_outcomes_are_reached(measured, data):
     """A bar around the interval and a control beyond it: held; the same control inside: not held."""
@@ -90,6 +94,7 @@ def test_both_outcomes_are_reached(measured, data):
     assert "misses" in judge(claim(Bar(bar.high, bar.high + 1)), measured, [bar.high + 9]).reason
 
 
+@settings(deadline=None)
 @given(bars(), REPETITIONS, REPETITIONS, st.integers(0, 7), st.booleans())
 def test_not_a_number_never_holds(bar, measured, control, where, in_the_control):
     spoiled = control if in_the_control else measured
@@ -99,6 +104,7 @@ def test_not_a_number_never_holds(bar, measured, control, where, in_the_control)
     assert verdict.reason
 
 
+@settings(deadline=None)
 @given(bars(), REPETITIONS, st.sampled_from([math.inf, -math.inf]))
 def test_a_measurement_that_is_infinite_never_holds(bar, measured, infinity):
     assert not judge(claim(bar), [*measured, infinity], [bar.low - 1.0]).held

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,6 +35,7 @@ def write_all(path: Path, rows, writers=()) -> None:
             record.write(step, metrics)
 
 
+@settings(deadline=None)
 @given(
     st.lists(FLOAT32, min_size=1, max_size=5),
     hnp.arrays(np.float32, (3, 2), elements=FLOAT32),
@@ -97,6 +98,7 @@ def test_writers_hear_scalars_and_means_over_seeds(tmp_path):
     assert listener.heard == [("stage", 7, {"loss": 2.0, "seeds": 2.0})]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.data())
 def test_a_record_is_cut_back_to_a_checkpoint(tmp_path_factory, lines, data):
     """Written, cut back at any line and written on, it is the record that was never cut."""

@@ -172,6 +172,10 @@ COMPUTES_PRECONDITIONED = Claim(
 )
 
 # Two tasks in one prompt.
+SHARING = (
+    "for small ω a task depends on the heads only through Σ_h μ_h = 0 and Σ_h μ_h KQ_h, which N + 1 heads can meet "
+    "for N tasks in a continuum of ways, so the loss neither assigns heads to tasks nor gains much from more"
+)
 TWO_A_TASK = Claim(
     "2N heads: two to a task",
     "share of each head's strength on its main task, N = 2 tasks and 2N heads, heads weighted by strength",
@@ -331,9 +335,13 @@ def settle_multitask(run: Run, config: Config, errors: dict[int, dict[str, PerSe
         TWO_A_TASK,
         (strength * shares.max(axis=-1)).sum(axis=-1) / strength.sum(axis=-1),
         (strength_before * shares_before.max(axis=-1)).sum(axis=-1) / strength_before.sum(axis=-1),
+        SHARING,
     )
-    run.settle(HEADS_SHARED, task_shares(*last["heads_3"])[1].min(axis=-1).max(axis=-1), shares.min(axis=-1).max(-1))
-    run.settle(HEADS_PER_TASK, trained["heads_3"] / trained["heads_4"], trained["heads_6"] / trained["heads_4"])
+    shared = task_shares(*last["heads_3"])[1]
+    run.settle(HEADS_SHARED, shared.min(axis=-1).max(axis=-1), shares.min(axis=-1).max(axis=-1), SHARING)
+    run.settle(
+        HEADS_PER_TASK, trained["heads_3"] / trained["heads_4"], trained["heads_6"] / trained["heads_4"], SHARING
+    )
 
 
 def task_shares(key_query: np.ndarray, output_value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

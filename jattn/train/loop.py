@@ -128,6 +128,7 @@ def fit(
       NonFiniteError: loss, a gradient or a parameter stopped being finite; says at which step and in which leaf.
       Stopped: the run was asked to stop; everything is checkpointed.
       RunError, CheckpointError: what is in the run directory does not fit, or could not be written.
+      ValueError: the stream ends before the schedule, or the evaluation lacks the metric of `best`.
     """
     graph, state = create_state(build, optimiser, key, seeds)
     generated = data if isinstance(data, Generated) else None

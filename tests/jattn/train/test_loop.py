@@ -24,9 +24,6 @@ from jattn.runs import Best, CheckpointError, Experiment, Preset, Run, RunError,
 from jattn.runs.metrics import read_metrics
 from jattn.train import Generated, NonFiniteError, Schedule, create_state, fit
 
-# nnx.State derives from a mapping over typing.Hashable, on which beartype remarks.
-pytestmark = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
-
 FEATURES, BATCH = 5, 8
 KEY = jax.random.key(11)
 

@@ -91,7 +91,7 @@ def full_run(tmp_path: Path) -> Path:
             figure.subplots().plot([1, 2])
             run.figure(name, figure, f"Figure {name}, {HOSTILE}")
         run.settle(HELD, [0.4, 0.5, 0.6], [2.0, 2.1])
-        run.settle(MISSED, [0.2, 0.3], 0.1)
+        run.settle(MISSED, [0.2, 0.3], 0.1, "too few steps")
         run.save_results({"curve": [1.5, 2.5], "text": HOSTILE})
     return tmp_path / "20260101-full"
 
@@ -157,7 +157,7 @@ def test_every_claim_is_shown_with_its_verdict(full_run, out):
             assert part in text
     assert "1 of 2 held" in text
     assert "0.5 [0.2516, 0.7484]" in text
-    assert "Not held: the measurement misses the bar: too few steps." in text
+    assert "Not held: the measurement misses the bar; too few steps." in text
     assert text.count("Not held:") == 1
 
 
@@ -277,7 +277,6 @@ def test_no_directory_is_refused(out):
     [
         ("config.json", "[]"),
         ("config.json", "{"),
-        ("status.json", '{"status": "failed"}'),
         ("claims.json", '[{"claim": 1}]'),
         ("environment.json", "[1]"),
         ("metrics/first.jsonl", '{"step": 1, "loss": 1}\nnonsense\n'),

@@ -16,6 +16,9 @@ from orbax.checkpoint import CheckpointManager
 
 from jattn.runs.checkpoints import Best, CheckpointError, Checkpoints
 
+# A save that fails leaves Orbax's other writes behind; their callbacks find its event loop closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 KEPT, SPOILED = 1, 2
 
 

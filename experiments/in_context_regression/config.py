@@ -27,7 +27,7 @@ class Config:
       seed: what all randomness starts from.
       steps_per_dispatch, evaluate_every, checkpoint_every: see jattn.train.Schedule.
       test_prompts: fresh prompts, a multiple of 1000, for every measurement of every seed after training.
-      test_lengths: context lengths to test at, without retraining.
+      test_lengths: context lengths to test at, without retraining; the training length is always one.
       real_lengths: context lengths on the diabetes table.
       real_splits: random splits of its rows.
     """

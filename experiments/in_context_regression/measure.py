@@ -32,7 +32,7 @@ def errors_by_length(fitted: Fitted, config: Config) -> dict[int, dict[str, PerS
     """
     return {
         length: _host(fitted.map(partial(_errors, config, length), test_keys(config, stream)))
-        for stream, length in enumerate(config.test_lengths)
+        for stream, length in enumerate(dict.fromkeys((*config.test_lengths, config.context_length)))
     }
 
 

@@ -35,12 +35,6 @@ def approximate_loss(
     return noise - 2 * mu @ omega + mu @ quadratic @ mu
 
 
-def gradient_descent_risk(rate: float, world: LinearPrompts) -> float:
-    """1 + σ² − 2η + η²(1 + (d+1)/L + σ²d/L), exact for isotropic covariates."""
-    noise, dimension, length = world.noise_variance, world.dimension, world.context_length
-    return 1 + noise - 2 * rate + rate**2 * (1 + (dimension + 1) / length + noise * dimension / length)
-
-
 def valley_rate(omega: Float[Array | np.ndarray, "..."], world: LinearPrompts) -> Float[Array, "..."]:
     """The rate 2ωμ that is best for two opposite heads at strength ω: 1/(1 + (1+σ²) sinh(dω²)/(Lω²))."""
     growth = jnp.sinh(world.dimension * omega**2) / omega**2

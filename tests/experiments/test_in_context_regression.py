@@ -77,14 +77,6 @@ def test_head_pair_with_the_papers_strengths_has_the_papers_errors(length: int, 
     assert abs(error(prediction, prompt) - paper) < 0.005 + 2 * standard_error(prediction, prompt)
 
 
-def test_gradient_descent_risk_is_exact() -> None:
-    prompt = prompts(WORLD, 100_000)
-    for rate in (0.5, 0.897):
-        prediction = predictors.gradient_descent(prompt, rate)
-        expected = theory.gradient_descent_risk(rate, WORLD)
-        assert abs(error(prediction, prompt) - expected) < 4 * standard_error(prediction, prompt)
-
-
 def test_approximate_loss_is_near_monte_carlo_and_nearer_for_longer_prompts() -> None:
     strengths = np.random.default_rng(0).uniform(0.05, 0.25, (8, 1)) * np.array([1, -1])
     outputs = np.random.default_rng(1).uniform(1.5, 3.5, (8, 1)) * np.array([1, -1])

@@ -1,6 +1,7 @@
-"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, doctor."""
+"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, compile, doctor."""
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -29,6 +30,8 @@ from jattn.runs.index import RUNS, find_run, last_metrics, list_runs, summarise
 from jattn.runs.report import write_report
 from jattn.runs.trackers import TRACKERS, open_tracker
 from jattn.train import NonFiniteError
+from kernels.compile import KERNELS, TARGETS, CompileError, CompilerMissing, compile_kernel, text
+from kernels.compile.case import parse_settings
 
 FILE_WIDTH = 200
 """Columns of what goes to a file or a pipe, so that lines are seldom broken there."""
@@ -134,6 +137,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = add("bench", _bench, "speed, as ratios measured side by side in one run")
     bench.add_argument("benchmark", choices=sorted(BENCHMARKS))
+
+    compiling = add("compile", _compile, "what a kernel's compiler says of it, for a GPU or TPU that is not there")
+    compiling.add_argument("kernel", metavar="KERNEL", help=f"{', '.join(KERNELS)}, or module:function of your own")
+    compiling.add_argument("--target", required=True, choices=list(TARGETS))
+    compiling.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a parameter, as head_dim=64"
+    )
+    compiling.add_argument("--timeout", type=float, default=300.0, help="seconds (default: %(default)g)")
+    compiling.add_argument("--json", action="store_true", help="one JSON object")
 
     add("doctor", _doctor, "versions, devices, what would run where; what is missing and how to install it")
     return parser
@@ -266,6 +278,24 @@ def _bench(options: argparse.Namespace, rest: list[str]) -> int:
     title, measure = BENCHMARKS[options.benchmark]
     console.print(terminal.rows_table(title, measure()))
     return 0
+
+
+def _compile(options: argparse.Namespace, rest: list[str]) -> int:
+    parameters = parse_settings(options.settings)
+    try:
+        report = compile_kernel(options.kernel, options.target, timeout=options.timeout, **parameters)
+    except CompilerMissing as error:
+        return _complain(error, EXIT_USAGE)
+    except CompileError as error:
+        return _complain(error, EXIT_FAILED)
+    if options.json:
+        _say(json.dumps(report.to_json(), indent=2))
+    else:
+        _say(text.heading(report))
+        if report.kernels:
+            console.print(terminal.rows_table("", text.kernel_rows(report)))
+        _say("\n".join(text.summary(report)))
+    return EXIT_FAILED if report.refused else 0
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:

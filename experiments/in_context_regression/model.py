@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 import kernels
 from experiments.in_context_regression.config import Config
-from jattn.attention import MultiHeadAttention
 from jattn.data.linear_prompts import Prompt, prompt_tokens, sample_prompts
+from jattn.mechanisms import MultiHeadAttention
 
 VALIDATION_PROMPTS = 4096
 

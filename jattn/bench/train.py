@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jattn.attention import MultiHeadAttention
 from jattn.bench.interleave import interleave
 from jattn.data.linear_prompts import LinearPrompts, Prompt, prompt_tokens, sample_prompts
+from jattn.mechanisms import MultiHeadAttention
 from jattn.runs import Experiment, Preset, open_run
 from jattn.train import Generated, Schedule, fit
 

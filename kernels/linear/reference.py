@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels.shapes import check_attention_arguments
+from kernels.shapes import attention_grid
 
 
 def linear_attention(
@@ -18,7 +18,7 @@ def linear_attention(
     The sum over keys is not divided by their number, so the output grows with key_length. Grouped queries,
     dtypes and errors as in `kernels.attention`; scale is width ** -0.5 by default.
     """
-    check_attention_arguments(query, key, value)
+    attention_grid(query, key, value)
     batch, query_length, heads, width = query.shape
     kv_heads = key.shape[2]
     precision = jnp.promote_types(query.dtype, jnp.float32)

@@ -31,12 +31,14 @@ def test_the_package_itself_is_light() -> None:
 def test_kernels_and_attention_bring_nothing_but_jax_and_flax() -> None:
     kernels = roots("kernels") - roots("jax, jaxtyping")
     assert kernels == {"kernels"}
-    attention = roots("jattn.attention") - roots("jax, jaxtyping, flax.nnx")
+    attention = roots("jattn.mechanisms") - roots("jax, jaxtyping, flax.nnx")
     assert attention == {"jattn", "kernels"}
 
 
 def test_no_import_starts_a_device() -> None:
-    modules = "jattn, jattn.runs, jattn.train, jattn.attention, jattn.data.linear_prompts, jattn.data.tables, jattn.cli"
+    modules = (
+        "jattn, jattn.runs, jattn.train, jattn.mechanisms, jattn.data.linear_prompts, jattn.data.tables, jattn.cli"
+    )
     count = "from jax._src import xla_bridge; print(json.dumps(list(xla_bridge._backends)))"
     assert in_a_fresh_process(f"import json, {modules}; {count}") == []
     # The look that is taken does see a device once there is one.

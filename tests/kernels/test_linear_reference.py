@@ -94,7 +94,7 @@ def library_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((2, 3, 4, 5), (2, 6, 2), (2, 6, 2, 7)), "key must have shape"),
+        (((2, 3, 4, 5), (2, 6), (2, 6, 2, 7)), "key must have shape"),
         (((2, 3, 4, 5), (2, 6, 2, 5), (2, 6, 1, 7)), "key and value must agree"),
         (((2, 3, 4, 5), (2, 6, 2, 4), (2, 6, 2, 7)), "query and key must agree"),
         (((2, 3, 5, 5), (2, 6, 2, 5), (2, 6, 2, 7)), "query heads must be a multiple"),

@@ -35,7 +35,7 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 
-from jattn.attention.multi_head import MultiHeadAttention
+from jattn.mechanisms.multi_head import MultiHeadAttention
 from jattn.data.linear_prompts import LinearPrompts, prompt_tokens, sample_prompts
 from jattn.runs import Bar, Best, Claim, Experiment, Preset
 from jattn.train import Generated, Schedule, fit

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 import kernels
-from jattn.attention import MultiHeadAttention, multi_head_attention
+from jattn.mechanisms import MultiHeadAttention, multi_head_attention
 
 PROJECTIONS = ("query", "key", "value", "output")
 KERNELS = {"softmax": kernels.attention, "linear": kernels.linear_attention}

@@ -1,0 +1,70 @@
+"""The process that compiles: `python -m kernels.compile DIRECTORY`, with the environment of `toolchain.environment`."""
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kernels.compile import gpu, tpu
+from kernels.compile.case import Case, load_case
+from kernels.compile.report import Report
+from kernels.compile.targets import TARGETS, Gpu, Tpu
+
+
+def main(directory: Path) -> None:
+    """Read the order, compile, and write the report, or what went wrong before the compiler came to it."""
+    order = json.loads((directory / "order.json").read_text())
+    try:
+        answer = asdict(_compile(order, directory))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        answer = {"error": f"the case {order['case']} failed before it was compiled: {told}"}
+    unfinished = directory / "result.json.unfinished"
+    unfinished.write_text(json.dumps(answer))
+    unfinished.rename(directory / "result.json")
+
+
+def _compile(order: dict[str, Any], directory: Path) -> Report:
+    target = TARGETS[order["target"]]
+    case = load_case(order["location"], order["parameters"])
+    told = {name: order[name] for name in ("case", "target", "parameters", "versions")}
+    told |= {
+        "flops": case.flops,
+        "peak_flop_per_cycle": target.peak_flop_per_cycle if isinstance(target, Tpu) else None,
+    }
+    traced, mesh = _trace(case, gpu.device(target) if isinstance(target, Gpu) else tpu.device(target))
+    try:
+        with jax.sharding.use_abstract_mesh(mesh):
+            lowered = traced.lower()
+            compiled = lowered.compile(gpu.options(directory) if isinstance(target, Gpu) else None)
+    except Exception as error:  # each compiler raises what it likes
+        return Report(**told, refused=f"{type(error).__name__}: {error}".strip())
+    facts = (
+        gpu.facts(target, directory, lowered.as_text(), compiled)
+        if isinstance(target, Gpu)
+        else tpu.facts(directory, compiled)
+    )
+    return Report(**told, memory=_memory(compiled), **facts)
+
+
+def _trace(case: Case, device: Any) -> tuple[Any, Any]:
+    """The traced program with its arguments on the device, and the mesh that tells Pallas which device it is."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), case.arguments)
+    mesh = jax.sharding.Mesh([device], ("_",)).abstract_mesh
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.jit(case.function).trace(*shapes), mesh
+
+
+def _memory(compiled: Any) -> dict[str, int]:
+    analysis = compiled.memory_analysis()
+    return {name: getattr(analysis, f"{name}_size_in_bytes") for name in ("argument", "output", "temp")}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

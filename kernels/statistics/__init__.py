@@ -1,0 +1,1 @@
+"""Statistics of attention weights that never materialise them."""

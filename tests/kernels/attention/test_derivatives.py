@@ -1,0 +1,194 @@
+"""Derivatives of output and log-sum-exp, first and second, in both modes, against dense attention in float64."""
+
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import CASES, Case, each_case
+
+import kernels
+from kernels import masks
+
+
+def against_dense(case: Case, implementation: str, transform) -> None:
+    """`transform(call)` maps arrays and directions to results; the same of the tiled function and of the oracle."""
+    arrays = case.arrays()
+    along = contract.directions(arrays)
+    call = contract.function(case, implementation, ("lse",))
+    have = jax.jit(transform(call))(arrays, along)
+    plain = transform(lambda arrays: contract.oracle(case, arrays)[:2])
+    dense = jax.jit(plain)(arrays, along)
+    with jax.enable_x64(True):
+        truth = jax.jit(plain)(contract.in_float64(arrays), contract.in_float64(along))
+    contract.assert_close(have, truth, dense, arrays, factor=4.0)
+
+
+def reverse(call):
+    return lambda arrays, along: jax.grad(contract.pulled(call))(arrays)
+
+
+def forward(call):
+    def tangents(arrays, along):
+        output, lse = jax.jvp(lambda at: jax.tree.leaves(call(at)), (arrays,), (along,))[1]
+        return output, lse
+
+    return tangents
+
+
+def forward_over_reverse(call):
+    return lambda arrays, along: jax.jvp(jax.grad(contract.pulled(call)), (arrays,), (along,))[1]
+
+
+def reverse_over_reverse(call):
+    def second(arrays, along):
+        def slope(at):
+            gradient = jax.grad(contract.pulled(call))(at)
+            return sum(jnp.vdot(gradient[name], along[name]) for name in along)
+
+        return jax.grad(slope)(arrays)
+
+    return second
+
+
+FEW = [
+    case
+    for case in CASES
+    if case.name
+    in {"everything", "lengths, one 0", "bias of scores", "bias of heads", "dense mask", "causal end, more keys",
+        "one query", "sink", "one key head", "two batch axes"}
+]  # fmt: skip
+"""Second derivatives take long to compile; these cases have every feature in them."""
+
+
+@each_case("reference", "xla")
+def test_reverse(case: Case, implementation: str) -> None:
+    against_dense(case, implementation, reverse)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_forward(case: Case) -> None:
+    against_dense(case, "xla", forward)
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_forward_over_reverse(case: Case) -> None:
+    against_dense(case, "xla", forward_over_reverse)
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_reverse_over_reverse(case: Case) -> None:
+    against_dense(case, "xla", reverse_over_reverse)
+
+
+def test_third_order() -> None:
+    case = Case("third", batch=(1,), query_length=20, key_length=20, heads=2, kv_heads=1, mask=masks.Causal("start"))
+
+    def third(call):
+        def along_line(arrays, along):
+            def at(t):
+                return contract.pulled(call)({name: arrays[name] + t * along[name] for name in arrays})
+
+            return jax.grad(jax.grad(jax.grad(at)))(0.0)
+
+        return along_line
+
+    against_dense(case, "xla", third)
+
+
+def test_gradient_of_a_gradient_norm_mapped() -> None:
+    """vmap(grad), as meta-learning has it: one gradient for each member of a batch, with the key shared by all."""
+    case = Case("mapped", batch=(1,), query_length=20, key_length=24, mask=masks.Causal("end"))
+
+    def per_member(call):
+        def mapped(arrays, along):
+            stretch = jnp.arange(1.0, 4.0)
+
+            def one(factor):
+                return jax.grad(contract.pulled(call))({**arrays, "query": arrays["query"] * factor})
+
+            return jax.vmap(one)(stretch)
+
+        return mapped
+
+    against_dense(case, "xla", per_member)
+
+
+@pytest.mark.parametrize("in_axes", [(0, None, None), (None, 0, 0), (1, 2, 0), (0, 0, 0)])
+def test_vmap_over_any_axis_and_operand(in_axes: tuple[int | None, ...]) -> None:
+    arrays = list(Case("vmap", batch=(2,), query_length=20, key_length=24, kv_heads=2).arrays().values())
+    rng = np.random.default_rng(0)
+    stacked = [
+        array if axis is None else jnp.stack([array * float(rng.normal()) for _ in range(3)], axis=axis)
+        for array, axis in zip(arrays, in_axes, strict=True)
+    ]
+    tiles = kernels.Tiles(16, 16)
+
+    def loss(*arrays):
+        return (kernels.attention(*arrays, mask=masks.Causal("end"), tiles=tiles, implementation="xla") ** 2).sum()
+
+    gradient = jax.grad(loss, (0, 1, 2))
+    have = jax.jit(jax.vmap(gradient, in_axes=in_axes))(*stacked)
+    for member in range(3):
+        own = [
+            array if axis is None else jnp.take(array, member, axis=axis)
+            for array, axis in zip(stacked, in_axes, strict=True)
+        ]
+        for got, want in zip(have, jax.jit(gradient)(*own), strict=True):
+            np.testing.assert_allclose(got[member], want, rtol=1e-5, atol=1e-5)
+    # Of a sum over the mapped axis: what was shared gets the sum of the gradients.
+    total = jax.jit(jax.grad(lambda *a: jax.vmap(loss, in_axes=in_axes)(*a).sum(), (0, 1, 2)))(*stacked)
+    for got, each, axis in zip(total, have, in_axes, strict=True):
+        want = each.sum(axis=0) if axis is None else jnp.moveaxis(each, 0, axis)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+def test_masks_map_too() -> None:
+    arrays = Case("vmap masks").arrays()
+    lengths = jnp.array([[3, 20], [37, 0], [11, 12]])
+
+    def one(lengths):
+        return kernels.attention(
+            **arrays, mask=masks.Lengths(lengths), implementation="xla", tiles=kernels.Tiles(16, 16)
+        )
+
+    have = jax.jit(jax.vmap(one))(lengths)
+    for member in range(3):
+        np.testing.assert_allclose(have[member], one(lengths[member]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_transpose_in_value(implementation: str) -> None:
+    case = Case("transpose", mask=masks.Causal("start"))
+    arrays = case.arrays()
+    call = contract.function(case, implementation)
+
+    def of_value(value):
+        return call({**arrays, "value": value})
+
+    output = of_value(arrays["value"])
+    pull = contract.directions({"output": output})["output"]
+    (back,) = jax.linear_transpose(of_value, arrays["value"])(pull)
+    _, pullback = jax.vjp(of_value, arrays["value"])
+    np.testing.assert_allclose(back, pullback(pull)[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(jnp.vdot(back, arrays["value"]), jnp.vdot(pull, output), rtol=1e-4)
+
+
+def test_finite_differences() -> None:
+    """Against no derivative rule at all: central differences in float64."""
+    with jax.enable_x64(True):
+        case = Case("differences", dtype=jnp.float64, query_length=20, key_length=24, bias=(4, 1, 24), sink=True,
+                    mask=masks.Causal("end"), softcap=2.0)  # fmt: skip
+        arrays = case.arrays()
+        along = contract.directions(arrays)
+        loss = jax.jit(contract.pulled(contract.function(case, "xla", ("lse", "entropy", "position_variance"))))
+
+        def at(t):
+            return loss({name: arrays[name] + t * along[name] for name in arrays})
+
+        step = 1e-6
+        slope = (at(step) - at(-step)) / (2 * step)
+        bend = (jax.grad(at)(step) - jax.grad(at)(-step)) / (2 * step)
+        np.testing.assert_allclose(jax.grad(at)(0.0), slope, rtol=1e-6)
+        np.testing.assert_allclose(jax.jvp(at, (0.0,), (1.0,))[1], slope, rtol=1e-6)
+        np.testing.assert_allclose(jax.grad(jax.grad(at))(0.0), bend, rtol=1e-6)

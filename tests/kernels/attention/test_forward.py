@@ -1,0 +1,67 @@
+"""Forward: every implementation against float64, through the case table."""
+
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import CASES, Case, each_case
+
+import kernels
+from kernels import masks
+
+
+@each_case("reference", "xla")
+def test_output_and_lse(case: Case, implementation: str) -> None:
+    arrays = case.arrays()
+    call = contract.function(case, implementation, ("lse",))
+    output, found = jax.jit(call)(arrays)
+    assert output.dtype == case.dtype
+    assert found.lse.dtype == jnp.float32
+    with jax.enable_x64(True):
+        truth = contract.oracle(case, contract.in_float64(arrays))[:2]
+    dense = contract.oracle(case, arrays)[:2]
+    contract.assert_close((output, found.lse), truth, dense, arrays)
+
+
+@pytest.mark.parametrize("implementation", ["xla"])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in ("everything", "lengths, one 0", "dense mask")]
+)
+def test_repeats_to_the_bit(case: Case, implementation: str) -> None:
+    call = jax.jit(jax.value_and_grad(contract.pulled(contract.function(case, implementation, ("lse", "entropy")))))
+    first, second = call(case.arrays()), call(case.arrays())
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_padding_is_not_seen(implementation: str, poison: float) -> None:
+    case = Case("poison", mask=masks.Lengths(keys=np.array([9, 30]), queries=np.array([20, 37])))
+    clean = case.arrays()
+    ruined = dict(clean)
+    for name in ("key", "value"):
+        ruined[name] = clean[name].at[0, 9:].set(poison).at[1, 30:].set(poison)
+    ruined["query"] = clean["query"].at[0, 20:].set(poison)
+    call = jax.jit(jax.value_and_grad(contract.pulled(contract.function(case, implementation, ("lse", "entropy")))))
+    (want, want_slope), (have, have_slope) = call(clean), call(ruined)
+    np.testing.assert_array_equal(have, want)
+    jax.tree.map(np.testing.assert_array_equal, have_slope, want_slope)
+
+
+def test_empty_tiles_cost_nothing() -> None:
+    # Keys behind the length would turn every score they touch into not-a-number, in full tiles too.
+    query = jnp.ones((1, 64, 1, 8))
+    key = jnp.ones((1, 640, 1, 8)).at[:, 64:].set(jnp.nan)
+    output = kernels.attention(
+        query, key, key, mask=masks.Lengths(64), implementation="xla", tiles=kernels.Tiles(32, 32)
+    )
+    np.testing.assert_allclose(output, 1.0, rtol=1e-6)
+
+
+def test_agrees_with_jax() -> None:
+    case = Case("peer", width=16, value_width=16)
+    arrays = case.arrays()
+    theirs = jax.nn.dot_product_attention(**arrays, is_causal=True)
+    ours = kernels.attention(**arrays, mask=masks.Causal("start"), implementation="xla", tiles=kernels.Tiles(16, 16))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)

@@ -17,7 +17,7 @@ class Problem:
     Attributes:
       scores: scale and softcap, and whether there is a bias.
       tiles: None leaves them to the implementation.
-      implementation: "reference", or "xla" or None for the tiled one.
+      implementation: "reference", "xla", "gpu", "tpu", or None for the platform's own.
     """
 
     query: Float[Array, "flat kv_heads groups rows 1 width"]

@@ -1,8 +1,10 @@
 """Which tiles are visited, and in what order: full ones first, then partial ones, empty ones never."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -63,6 +65,38 @@ def classes(
         return reduce(split, axis=tuple(range(1, 2 * len(parts), 2)))
 
     return of_blocks(some, jnp.any), of_blocks(every, jnp.all)
+
+
+def table_problems(mask: Mask | None, tiling: Tiling) -> tuple[int, ...] | None:
+    """Sizes of the problem axes of a mask's visit table, from shapes alone; None where all tiles are full."""
+    even = tiling.rows % tiling.tile_rows == 0 and tiling.columns % tiling.tile_columns == 0
+    if mask is None and even:
+        return None
+    return jax.eval_shape(lambda mask: classes(mask, tiling, (1,) * tiling.problem_axes), mask)[0].shape[:-2]
+
+
+def visit_table_size(mask: Mask | None, tiling: Tiling) -> int:
+    """How many numbers a visit table has, whichever tiles have the results."""
+    problems = table_problems(mask, tiling)
+    longest = max(tiling.row_tiles, tiling.column_tiles)
+    return 0 if problems is None else math.prod(problems) * (tiling.row_tiles * tiling.column_tiles + 2 * longest)
+
+
+def visit_table(mask: Mask | None, tiling: Tiling, own: tuple[bool, bool]) -> Int[Array, " numbers"]:
+    """What a kernel that has results for each tile of rows, of columns, or both (`own`) reads to know where to go.
+
+    For each of its row (column) tiles: how many tiles of the other kind are full, how many not empty, and which, full
+    ones first. For both: of each tile 0 if it is full, 1 if partial, 2 if empty. In the order of problems, then tiles.
+    """
+    some, every = classes(mask, tiling, (1,) * tiling.problem_axes)
+    kind = jnp.where(every, 0, jnp.where(some, 1, 2)).astype(jnp.int32)
+    if all(own):
+        return kind.reshape(-1)
+    if own[1]:
+        kind = kind.swapaxes(-1, -2)
+    order = jnp.argsort(kind, axis=-1, stable=True)
+    counts = [(kind == 0).sum(-1, keepdims=True), (kind < 2).sum(-1, keepdims=True)]
+    return jnp.concatenate([*counts, order], axis=-1).astype(jnp.int32).reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array, Float
 
-from kernels.dense.xla import attention as xla
+from kernels.implementation import Operation
 from kernels.loop import Output
 from kernels.pairwise.primitive import pairwise_sum, transposed, zero_of
 from kernels.pairwise.tiles import Scores, Tangent, WeightedSums
@@ -20,6 +20,7 @@ from kernels.shapes import accumulator
 
 flash_attention_p = Primitive("flash_attention")
 flash_attention_p.multiple_results = True
+_PASSED_ON = ("sizes", "axes", "tiles", "implementation")
 
 
 def flash_attention(
@@ -38,6 +39,7 @@ def flash_attention(
         sizes=problem.grid.sizes,
         axes=3,
         tiles=problem.tiles,
+        implementation=problem.implementation,
     )
     return output, lse
 
@@ -56,9 +58,9 @@ def _abstract(*arrays: Any, scores: Scores, sizes: tuple[int, int], axes: int, *
     return [output, ShapedArray((*problems, sizes[0], 1), accumulator(query.dtype))]
 
 
-def _lower(*arrays: Array, scores: Scores, structure: Any, **options: Any) -> list[Array]:
+def _arguments(*arrays: Any, scores: Scores, structure: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     operands, leaves = _split(arrays, scores)
-    return xla(*operands, mask=structure.unflatten(leaves), scores=scores, **options)
+    return tuple(operands), {"mask": structure.unflatten(leaves), "scores": scores, **options}
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list[Array], list[Any]]:
@@ -78,7 +80,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
         [query, key, value, divisor, *bias, *(change for change in changes if not isinstance(change, ad.Zero))],
         params["structure"].unflatten(leaves),
         [Output(output.shape, precision), Output(lse.shape, precision)],
-        **{name: params[name] for name in ("sizes", "axes", "tiles")},
+        **{name: params[name] for name in _PASSED_ON},
     )
     change_of_output = summed - change_of_lse[..., None] * output.astype(precision)
     return [output, lse], [change_of_output.astype(output.dtype), change_of_lse]
@@ -102,7 +104,7 @@ def _transpose(cotangents: Sequence[Any], *arrays: Any, **params: Any) -> list[A
         [query, key, divisor, *bias, pull],
         params["structure"].unflatten(leaves),
         [Output(value.aval.shape, value.aval.dtype)],
-        **{name: params[name] for name in ("sizes", "axes", "tiles")},
+        **{name: params[name] for name in _PASSED_ON},
     )
     return [None, None, back, *(None for _ in (*bias, *leaves))]
 
@@ -129,4 +131,5 @@ flash_attention_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[flash_attention_p] = _jvp
 ad.primitive_transposes[flash_attention_p] = _transpose
 batching.primitive_batchers[flash_attention_p] = _batch
-mlir.register_lowering(flash_attention_p, mlir.lower_fun(_lower, multiple_results=True))
+operation = Operation("kernels.dense", "attention", _arguments)
+operation.register(flash_attention_p)

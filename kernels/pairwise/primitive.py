@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array
 
+from kernels.implementation import Operation
 from kernels.loop import Output
 from kernels.masks.algebra import Mask
 from kernels.pairwise.tiles import Shape, Tangent, TileFunction, Transpose
-from kernels.pairwise.xla import pairwise_sum as xla
 from kernels.schedule import Tiles
 
 pairwise_sum_p = Primitive("pairwise_sum")
@@ -35,6 +35,7 @@ def pairwise_sum(
     sizes: tuple[int, int],
     axes: int = 3,
     tiles: Tiles | None = None,
+    implementation: str | None = None,
 ) -> list[Array]:
     """Sums of a tile function over the allowed pairs.
 
@@ -45,6 +46,7 @@ def pairwise_sum(
       mask: a mask on the grid.
       outputs: their shapes on the grid and dtypes; an output is summed over every axis where it has 1.
       sizes: rows and columns.
+      implementation: "xla", "gpu", "tpu", or None for the platform's own.
     """
     leaves, structure = jax.tree.flatten(mask)
     return pairwise_sum_p.bind(
@@ -56,6 +58,7 @@ def pairwise_sum(
         sizes=sizes,
         axes=axes,
         tiles=tiles,
+        implementation=implementation,
     )
 
 
@@ -69,9 +72,11 @@ def _abstract(*arrays: Any, outputs: tuple[Output, ...], **_: Any) -> list[Shape
     return [ShapedArray(output.shape, output.dtype) for output in outputs]
 
 
-def _lower(*arrays: Array, function: TileFunction, structure: Any, **options: Any) -> list[Array]:
+def _arguments(
+    *arrays: Any, function: TileFunction, structure: Any, **options: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     operands, leaves = _split(arrays, structure)
-    return xla(function, operands, structure.unflatten(leaves), **options)
+    return (function, operands, structure.unflatten(leaves)), options
 
 
 def zero_of(result: Array) -> ad.Zero:
@@ -147,4 +152,5 @@ pairwise_sum_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[pairwise_sum_p] = _jvp
 ad.primitive_transposes[pairwise_sum_p] = _transpose
 batching.primitive_batchers[pairwise_sum_p] = _batch
-mlir.register_lowering(pairwise_sum_p, mlir.lower_fun(_lower, multiple_results=True))
+operation = Operation("kernels.pairwise", "pairwise_sum", _arguments)
+operation.register(pairwise_sum_p)

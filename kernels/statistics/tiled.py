@@ -133,6 +133,7 @@ def _sum_up(wanted: dict[str, _Wanted], problem: Problem, divisor: Array) -> dic
             [Output(wanted[name].shape, divisor.dtype) for name in names],
             sizes=problem.grid.sizes,
             tiles=problem.tiles,
+            implementation=problem.implementation,
         )
         found |= dict(zip(names, results, strict=True))
     return found

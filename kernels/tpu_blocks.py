@@ -1,0 +1,378 @@
+"""How arrays on the grid lie in memory for Pallas kernels on a TPU, and in which order a kernel walks over tiles.
+
+What a TPU wants: the last two axes of a block in units of (8 to 32, 128), so numbers for each row or column lie along
+lanes, one tile a line, `(tiles, 1, tile)`; what is not 32 bits wide only in matrices. All of it is decided from shapes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float
+
+from kernels.loop import Pairs
+from kernels.masks.algebra import Mask, Tiling
+from kernels.masks.elementwise import not_elementwise
+from kernels.schedule import Tiles, visit_table, visit_table_size
+
+LANES = 128
+SUBLANES = 16
+TABLE_LIMIT = 1 << 16
+"""Numbers in a table of tiles: a quarter of a MiB of scalar memory."""
+
+Ids = Sequence[Any]
+Part = tuple[Any, Any]
+"""Rows and columns of a tile, as two `pl.ds`."""
+
+
+def round_up(size: int, unit: int) -> int:
+    """The next multiple."""
+    return -(-size // unit) * unit
+
+
+def fit(sizes: tuple[int, int], tiles: Tiles) -> Tiles:
+    """Tiles that cut the sizes into equal parts, not many more than asked, in units of the hardware."""
+
+    def one(size: int, tile: int, unit: int) -> int:
+        return round_up(-(-size // -(-size // tile)), unit)
+
+    return Tiles(one(sizes[0], tiles.rows, SUBLANES), one(sizes[1], tiles.columns, LANES))
+
+
+def to_column(line: Float[Array, "1 n"]) -> Float[Array, "n 1"]:
+    """Numbers along lanes, a multiple of 128 of them, to numbers along sublanes."""
+    return jnp.broadcast_to(line, (LANES, line.shape[1])).T[:, :1]
+
+
+def to_line(column: Float[Array, "n 1"]) -> Float[Array, "1 padded"]:
+    """Numbers along sublanes to numbers along lanes, up to the next multiple of 128 of them."""
+    behind = round_up(column.shape[0], LANES) - column.shape[0]
+    if behind:
+        column = jnp.concatenate([column, jnp.zeros((behind, 1), column.dtype)])
+    return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array on the grid, of that shape, is cut into blocks."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: int
+    tile: Tiles
+    varies: tuple[bool, bool] | None = None
+    """Along rows, along columns; None: wherever there is more than one."""
+
+    @property
+    def along(self) -> tuple[bool, bool]:
+        """Whether it varies along rows, and along columns."""
+        return self.varies or (self.shape[self.axes] > 1, self.shape[self.axes + 1] > 1)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.shape[self.axes + 2 :]
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why it cannot be given to a kernel."""
+        if len(self.features) > 1 or (self.features and all(self.along)):
+            return f"an array of shape {self.shape[self.axes :]} for each problem"
+        if jnp.issubdtype(self.dtype, jnp.floating) and jnp.dtype(self.dtype).itemsize == 8:
+            return "float64"
+        return None
+
+    @property
+    def memory_dtype(self) -> Any:
+        kind = jnp.dtype(self.dtype)
+        matrix = bool(self.features) or all(self.along)
+        if kind == jnp.bool_:
+            return jnp.int8 if all(self.along) and self.tile.rows % 32 == 0 else jnp.int32
+        if jnp.issubdtype(kind, jnp.integer):
+            return jnp.int32
+        return kind if matrix and kind == jnp.bfloat16 else jnp.float32
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """How many there are along rows or columns, whichever it varies along, and the tile of it."""
+        rows, columns = self.shape[self.axes : self.axes + 2]
+        if self.along[0]:
+            return rows, self.tile.rows
+        return (columns, self.tile.columns) if self.along[1] else (1, 1)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        lead, (size, tile) = self.shape[: self.axes], self._size
+        if self.features:
+            return (*lead, size, *self.features)
+        if any(self.along) and not all(self.along):
+            return (*lead, -(-size // tile), 1, round_up(tile, LANES))
+        return self.shape
+
+    def to_memory(self, array: Array) -> Array:
+        array = array.astype(self.memory_dtype)
+        lead, (size, tile) = self.shape[: self.axes], self._size
+        if self.features or all(self.along) or not any(self.along):
+            return array.reshape(self.memory_shape)
+        nothing = [(0, 0)] * self.axes
+        line = jnp.pad(array.reshape(*lead, size), [*nothing, (0, round_up(size, tile) - size)])
+        line = line.reshape(*lead, -1, 1, tile)
+        return jnp.pad(line, [*nothing, (0, 0), (0, 0), (0, round_up(tile, LANES) - tile)])
+
+    def from_memory(self, array: Array) -> Array:
+        lead, (size, tile) = self.shape[: self.axes], self._size
+        if any(self.along) and not all(self.along) and not self.features:
+            array = array[..., 0, :tile].reshape(*lead, -1)[..., :size]
+        return array.reshape(self.shape).astype(self.dtype)
+
+    def block(self) -> tuple[int | None, ...]:
+        lead: tuple[int | None, ...] = (None,) * self.axes
+        if self.features:
+            return (*lead, self._size[1], *self.features)
+        if all(self.along):
+            return (*lead, self.tile.rows, self.tile.columns)
+        return (*lead, None, 1, round_up(self._size[1], LANES)) if any(self.along) else (*lead, 1, 1)
+
+    def place(self, problem: Ids, row: Any, column: Any) -> tuple[Any, ...]:
+        """The index of the block of a tile."""
+        lead = [0 if size == 1 else index for size, index in zip(self.shape, problem, strict=False)]
+        rows, columns = self.along
+        if rows and columns:
+            return (*lead, row, column)
+        index = row if rows else column if columns else 0
+        return (*lead, index, 0, 0) if (rows or columns) and not self.features else (*lead, index, 0)
+
+    def read(self, ref: Any, part: Part) -> Array:
+        """In the kernel: those rows and columns of the tile, as tile functions and masks want them; 32 bits wide."""
+        rows, columns = self.along
+        wide = jnp.float32 if jnp.issubdtype(self.dtype, jnp.floating) else jnp.int32
+        if self.features:
+            values = (ref[part[0] if rows else part[1], :] if rows or columns else ref[...]).astype(wide)
+            return values[:, None] if rows or not columns else values[None]
+        if rows and columns:
+            values = ref[part]
+        elif rows:
+            size = part[0].size
+            values = to_column(ref[...])[:size] if size % LANES else to_column(ref[:, part[0]])
+        else:
+            values = ref[:, part[1]] if columns else ref[...]
+        return values.astype(wide)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The steps of a kernel's grid: problems and tiles that have results of their own, then all that is summed over.
+
+    `own` says for which tiles there are results: rows, columns, or both; the others are visited in the order of the
+    table (`kernels.schedule.visit_table`).
+    """
+
+    problems: tuple[int, ...]
+    summed: tuple[int, ...]
+    own: tuple[bool, bool]
+    tiling: Tiling
+    table: tuple[int, ...] | None
+    """Sizes of the problem axes of the table; None where there is none: all tiles are full."""
+
+    @property
+    def kept(self) -> list[int]:
+        return [axis for axis, size in enumerate(self.problems) if size > 1 and axis not in self.summed]
+
+    @property
+    def over(self) -> list[int]:
+        return [axis for axis in self.summed if self.problems[axis] > 1]
+
+    @property
+    def _tiles(self) -> tuple[int, int]:
+        return self.tiling.row_tiles, self.tiling.column_tiles
+
+    @property
+    def others(self) -> int:
+        """How many tiles are visited for each own one."""
+        return math.prod(count for count, own in zip(self._tiles, self.own, strict=True) if not own)
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        own = [count for count, own in zip(self._tiles, self.own, strict=True) if own]
+        visits = [] if all(self.own) else [self.others]
+        return (*(self.problems[a] for a in self.kept), *own, *(self.problems[a] for a in self.over), *visits)
+
+    @property
+    def semantics(self) -> tuple[pltpu.GridDimensionSemantics, ...]:
+        kinds, parallel = pltpu.GridDimensionSemantics, len(self.kept) + sum(self.own)
+        return (kinds.PARALLEL,) * parallel + (kinds.ARBITRARY,) * (len(self.grid) - parallel)
+
+    def locate(self, ids: Ids, table: Any) -> tuple[list[Any], Any, Any, Any, Any]:
+        """Problem, row tile and column tile of a step; whether it is full, and whether partial."""
+        problem: list[Any] = [0] * len(self.problems)
+        own = ids[len(self.kept) :][: sum(self.own)]
+        places = [*ids[: len(self.kept)], *ids[len(self.kept) + len(own) :]]
+        for axis, index in zip([*self.kept, *self.over], places, strict=False):
+            problem[axis] = index
+        visit = 0 if all(self.own) else ids[-1]
+        if table is None:
+            row, column = own if all(self.own) else (own[0], visit) if self.own[0] else (visit, own[0])
+            return problem, row, column, True, False
+        start = 0
+        for size, index in zip(self.table or (), problem, strict=True):
+            start = start if size == 1 else start * size + index
+        for count, index in zip([n for n, mine in zip(self._tiles, self.own, strict=True) if mine], own, strict=True):
+            start = start * count + index
+        if all(self.own):
+            return problem, *own, table[start] == 0, table[start] == 1
+        start = start * (self.others + 2)
+        full, live = table[start], table[start + 1]
+        other = table[start + 2 + jnp.maximum(jnp.minimum(visit, live - 1), 0)]
+        row, column = (own[0], other) if self.own[0] else (other, own[0])
+        return problem, row, column, visit < full, (visit >= full) & (visit < live)
+
+    def ids(self) -> list[Any]:
+        """In the kernel: the step."""
+        return [pl.program_id(axis) for axis in range(len(self.grid))]
+
+    def ends(self, ids: Ids) -> tuple[Any, Any]:
+        """In the kernel: whether the step is the first of its results, and whether the last."""
+        first = last = True
+        for axis in range(len(self.kept) + sum(self.own), len(self.grid)):
+            first, last = first & (ids[axis] == 0), last & (ids[axis] == self.grid[axis] - 1)
+        return first, last
+
+    def spec(self, layout: Layout) -> pl.BlockSpec:
+        def index(*arguments: Any) -> tuple[Any, ...]:
+            ids, tables = arguments[: len(self.grid)], arguments[len(self.grid) :]
+            problem, row, column, _, _ = self.locate(ids, tables[0] if tables else None)
+            return layout.place(problem, row, column)
+
+        return pl.BlockSpec(layout.block(), index)
+
+    def result(self, layout: Layout) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        """What the kernel makes of that layout, and the block of each step."""
+        return jax.ShapeDtypeStruct(layout.memory_shape, layout.memory_dtype), self.spec(layout)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Operands of a kernel and behind them the leaves of its mask, and what a step makes of them."""
+
+    operands: tuple[Layout, ...]
+    leaves: tuple[Layout, ...]
+    structure: Any
+    tiling: Tiling
+
+    @staticmethod
+    def of(
+        operands: Sequence[Any],
+        mask: Mask | None,
+        tiling: Tiling,
+        varies: Sequence[tuple[bool, bool]] = (),
+    ) -> "Inputs":
+        """Of arrays or their shapes; how the first operands vary can be said."""
+        leaves, structure = jax.tree.flatten(mask)
+
+        def layout(array: Any, varies: tuple[bool, bool] | None = None) -> Layout:
+            tile = Tiles(tiling.tile_rows, tiling.tile_columns)
+            return Layout(tuple(array.shape), array.dtype, tiling.problem_axes, tile, varies)
+
+        given = zip_longest(operands, varies)
+        layouts = tuple(layout(array, ways) for array, ways in given)
+        return Inputs(layouts, tuple(map(layout, leaves)), structure, tiling)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        return (*self.operands, *self.leaves)
+
+    def pairs(self, refs: Sequence[Any], row: Any, column: Any, part: Part, masked: bool) -> Pairs:
+        """In the kernel: the pairs of some rows and columns of a tile."""
+        shape = part[0].size, part[1].size
+        first_row = row * self.tiling.tile_rows + part[0].start
+        first_column = column * self.tiling.tile_columns + part[1].start
+        rows = first_row + lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0)
+        columns = first_column + lax.broadcasted_iota(jnp.int32, (1, shape[1]), 1)
+        if not masked:
+            return Pairs(rows, columns, None)
+        # For the mask positions are whole tiles: booleans cannot be broadcast there.
+        each_row = first_row + lax.broadcasted_iota(jnp.int32, shape, 0)
+        each_column = first_column + lax.broadcasted_iota(jnp.int32, shape, 1)
+        allowed = None
+        if self.tiling.rows % self.tiling.tile_rows:
+            allowed = each_row < self.tiling.rows
+        if self.tiling.columns % self.tiling.tile_columns:
+            inside = each_column < self.tiling.columns
+            allowed = inside if allowed is None else allowed & inside
+        if self.structure.num_leaves or self.structure != jax.tree.structure(None):
+            values = []
+            for layout, ref in zip(self.leaves, refs[len(self.operands) :], strict=True):
+                value = layout.read(ref, part)
+                values.append(jnp.broadcast_to(value, shape) != 0 if layout.dtype == jnp.bool_ else value)
+            more = self.structure.unflatten(values).allowed(each_row, each_column)
+            allowed = more if allowed is None else allowed & more
+        return Pairs(rows, columns, allowed)
+
+
+def unread_to_zero(value: Array, allowed: Bool[Array, "rows columns"]) -> Array:
+    """As `kernels.loop.unread_to_zero`, of what the hardware can do."""
+    rows, columns = value.shape[0] > 1, value.shape[1] > 1
+    if not (rows or columns):
+        return value
+    if rows and columns:
+        return jnp.where(allowed, value, 0)
+    touched = allowed.astype(jnp.float32).max(axis=1 if rows else 0, keepdims=True)
+    if value.ndim == 2:
+        return jnp.where(touched > 0, value, 0)
+    flat = value[:, 0] if rows else value[0]
+    touched = jnp.broadcast_to(touched if rows else to_column(touched), flat.shape)
+    flat = jnp.where(touched > 0, flat, 0)
+    return flat[:, None] if rows else flat[None]
+
+
+def call(
+    kernel: Any,
+    walk: Walk,
+    inputs: Inputs,
+    arrays: Sequence[Array],
+    mask: Mask | None,
+    outputs: Sequence[tuple[Any, pl.BlockSpec]],
+    scratch: Sequence[Any],
+    *,
+    name: str,
+    interpret: Any,
+) -> list[Array]:
+    """Run `kernel(table or None, *input refs, *output refs, *scratch refs)` at every step of a walk."""
+    tables = [] if walk.table is None else [visit_table(mask, walk.tiling, walk.own)]
+    specs = [walk.spec(layout) for layout in inputs.layouts]
+    ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
+    return pl.pallas_call(
+        kernel if tables else lambda *refs: kernel(None, *refs),
+        out_shape=[shape for shape, _ in outputs],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(tables),
+            grid=walk.grid,
+            in_specs=specs,
+            out_specs=[spec for _, spec in outputs],
+            scratch_shapes=scratch,
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=walk.semantics),
+        interpret=interpret,
+        name=name,
+    )(*tables, *ready)
+
+
+def unsupported(inputs: Inputs, mask: Mask | None, outputs: Sequence[Layout]) -> str | None:
+    """Why a kernel cannot have these inputs, that mask or those outputs; from shapes alone."""
+    for layout in (*inputs.layouts, *outputs):
+        if layout.unsupported:
+            return layout.unsupported
+    foreign = not_elementwise(mask, inputs.tiling.problem_axes)
+    if foreign is not None:
+        return f"a mask that takes more than arithmetic on positions and its arrays: {foreign}"
+    numbers = visit_table_size(mask, inputs.tiling)
+    if numbers > TABLE_LIMIT:
+        return f"a mask with {numbers} tiles to tell apart, more than {TABLE_LIMIT}; larger tiles make fewer"
+    return None

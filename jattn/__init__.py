@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernels import attention, masks
+    from kernels import attention, explain, masks
 
 __version__ = "0.1.0"
-__all__ = ["attention", "masks"]
+__all__ = ["attention", "explain", "masks"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, compile, doctor."""
+"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, compile, tune, doctor."""
 
 import argparse
 import json
@@ -30,6 +30,7 @@ from jattn.runs.index import RUNS, find_run, last_metrics, list_runs, summarise
 from jattn.runs.report import write_report
 from jattn.runs.trackers import TRACKERS, open_tracker
 from jattn.train import NonFiniteError
+from jattn.tune import tune
 from kernels.compile import KERNELS, TARGETS, CompileError, CompilerMissing, compile_kernel, text
 from kernels.compile.case import parse_settings
 
@@ -146,6 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compiling.add_argument("--timeout", type=float, default=300.0, help="seconds (default: %(default)g)")
     compiling.add_argument("--json", action="store_true", help="one JSON object")
+
+    tuning = add("tune", _tune, "measure which tiles of attention are fastest on this device, and use those")
+    tuning.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
+    tuning.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
+    tuning.add_argument("--length", type=int, nargs="+", default=[1024, 4096])
 
     add("doctor", _doctor, "versions, devices, what would run where; what is missing and how to install it")
     return parser
@@ -296,6 +302,13 @@ def _compile(options: argparse.Namespace, rest: list[str]) -> int:
             console.print(terminal.rows_table("", text.kernel_rows(report)))
         _say("\n".join(text.summary(report)))
     return EXIT_FAILED if report.refused else 0
+
+
+def _tune(options: argparse.Namespace, rest: list[str]) -> int:
+    path, entries = tune(options.head_dim, options.dtype, options.length)
+    console.print(terminal.rows_table("fastest tiles", [asdict(entry) for entry in entries]))
+    _say(f"Wrote {path}")
+    return 0
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:

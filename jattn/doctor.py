@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from jattn.runs.environment import PACKAGES, processor, version_of
+from kernels.tile_table import table_path
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,12 @@ def diagnose() -> list[Finding]:
     findings.append(Finding("JAX runs on", f"{jax.default_backend()}: {count} ({kinds})"))
     findings.append(_accelerator("GPU", "gpu", "jax_cuda12_plugin"))
     findings.append(_accelerator("TPU", "tpu", "libtpu"))
-    findings.append(Finding("attention", f"reference implementation, on {jax.default_backend()}"))
+    kernels = {"gpu": "Pallas kernels (Triton)", "tpu": "Pallas kernels"}.get(
+        jax.default_backend(), "tiled loop of XLA"
+    )
+    tuned = table_path(devices[0].device_kind)
+    tiles = f"tiles of {tuned}" if tuned.exists() else "tiles by rule"
+    findings.append(Finding("attention", f"{kernels}, {tiles}", "" if tuned.exists() else "jattn tune"))
     for tracker in ("wandb", "mlflow"):
         found = importlib.util.find_spec(tracker) is not None
         findings.append(

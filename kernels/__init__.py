@@ -3,6 +3,7 @@
 from kernels import masks
 from kernels.attention import attention
 from kernels.decode import decode
+from kernels.explain import Explanation, explain
 from kernels.linear.reference import linear_attention
 from kernels.merge import merge
 from kernels.schedule import Tiles
@@ -18,6 +19,7 @@ from kernels.statistics.requests import (
 
 __all__ = [
     "ColumnSums",
+    "Explanation",
     "Functional",
     "Mass",
     "RowSums",
@@ -27,6 +29,7 @@ __all__ = [
     "WindowedDistance",
     "attention",
     "decode",
+    "explain",
     "linear_attention",
     "masks",
     "merge",

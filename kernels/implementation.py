@@ -12,6 +12,9 @@ from typing import Any
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from kernels.schedule import Tiles
+from kernels.tile_table import device_kind, find_tiles
+
 NAMES = ("reference", "xla", "gpu", "tpu")
 NATIVE = {"cuda": "gpu", "tpu": "tpu"}
 """Platforms that have kernels of their own; all others, and what those kernels cannot do, get `xla`."""
@@ -26,9 +29,10 @@ def check_name(implementation: str | None) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """The implementation that runs, whether in Pallas' interpreter, and why it is this one."""
+    """The implementation that runs, in which tiles (None: its own rule), whether in Pallas' interpreter, and why it."""
 
     name: str
+    tiles: Tiles | None
     interpret: bool
     reason: str
 
@@ -38,6 +42,7 @@ class Operation:
     """A primitive whose implementations are modules of one package, each with a function of the same name.
 
     Modules of Pallas kernels have also `supports`, of the same arguments or their shapes: why they cannot, or None.
+    The primitive's first operand is the query; `sizes`, `tiles` and `implementation` are among its parameters.
     """
 
     package: str
@@ -45,32 +50,34 @@ class Operation:
     arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
     """From what the primitive is bound with to the function's arguments."""
 
-    def choose(self, platform: str, implementation: str | None, *arrays: Any, **params: Any) -> Choice:
+    def choose(self, platform: str, *arrays: Any, implementation: str | None, **params: Any) -> Choice:
         """The implementation for those operands, or their shapes.
 
         Raises:
           ValueError: the implementation asked for cannot do it, or not there.
         """
         native = NATIVE.get(platform)
-        if implementation == "xla":
-            return Choice("xla", False, "asked for")
-        if implementation is None and native is None:
-            return Choice("xla", False, f"there are no kernels for {platform} alone")
-        name = implementation or native or "xla"
+        if implementation == "xla" or (implementation is None and native is None):
+            reason = "asked for" if implementation else f"the default on {platform}"
+            return Choice("xla", self._tiles(platform, "xla", *arrays, **params), False, reason)
         if implementation is not None and platform != "cpu" and implementation != native:
             raise ValueError(f"implementation {implementation!r} cannot run on {platform}")
-        arguments, options = self.arguments(*arrays, **params)
-        reason = self._module(name).supports(*arguments, **options)
+        name = implementation or native or "xla"
+        tiles = self._tiles(platform, name, *arrays, **params)
+        arguments, options = self.arguments(*arrays, **params | {"tiles": tiles})
+        unable = self._module(name).supports(*arguments, **options)
         if implementation is None:
-            return Choice(name, False, "made for it") if reason is None else Choice("xla", False, reason)
-        if reason is not None:
-            raise ValueError(f"implementation {implementation!r} cannot do this: {reason}")
-        return Choice(name, platform == "cpu", "asked for")
+            if unable is None:
+                return Choice(name, tiles, False, f"made for {platform}")
+            return Choice("xla", self._tiles(platform, "xla", *arrays, **params), False, f"{name} cannot do {unable}")
+        if unable is not None:
+            raise ValueError(f"implementation {implementation!r} cannot do {unable}")
+        return Choice(name, tiles, platform == "cpu", "asked for")
 
     def run(self, platform: str, *arrays: Any, implementation: str | None, **params: Any) -> Any:
         """What the primitive is lowered to."""
-        choice = self.choose(platform, implementation, *arrays, **params)
-        arguments, options = self.arguments(*arrays, **params)
+        choice = self.choose(platform, *arrays, implementation=implementation, **params)
+        arguments, options = self.arguments(*arrays, **params | {"tiles": choice.tiles})
         interpret = {"interpret": True} if choice.interpret else {}
         return getattr(self._module(choice.name), self.function)(*arguments, **options, **interpret)
 
@@ -80,6 +87,15 @@ class Operation:
             rule = mlir.lower_fun(partial(self.run, platform), multiple_results=True)
             mlir.register_lowering(primitive, rule, platform=platform)
         mlir.register_lowering(primitive, mlir.lower_fun(partial(self.run, "any"), multiple_results=True))
+
+    def _tiles(
+        self, platform: str, name: str, query: Any, *_: Any, sizes: tuple[int, int], tiles: Tiles | None, **__: Any
+    ) -> Tiles | None:
+        """The tiles asked for, else those of the device's table, else None, which leaves them to the implementation."""
+        if tiles is not None:
+            return tiles
+        kind = device_kind(platform)
+        return find_tiles(kind, self.function, name, query.shape[-1], query.dtype, max(sizes))
 
     def _module(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")

@@ -42,7 +42,8 @@ def fit(sizes: tuple[int, int], tiles: Tiles) -> Tiles:
     """Tiles that cut the sizes into equal parts, not many more than asked, in units of the hardware."""
 
     def one(size: int, tile: int, unit: int) -> int:
-        return round_up(-(-size // -(-size // tile)), unit)
+        parts = max(1, -(-size // tile))
+        return round_up(max(1, -(-size // parts)), unit)
 
     return Tiles(one(sizes[0], tiles.rows, SUBLANES), one(sizes[1], tiles.columns, LANES))
 
@@ -70,6 +71,8 @@ class Layout:
     tile: Tiles
     varies: tuple[bool, bool] | None = None
     """Along rows, along columns; None: wherever there is more than one."""
+    whole: bool = False
+    """Whether one block has all the tiles of a problem; of what varies along rows or columns, not both."""
 
     @property
     def along(self) -> tuple[bool, bool]:
@@ -111,7 +114,7 @@ class Layout:
     def memory_shape(self) -> tuple[int, ...]:
         lead, (size, tile) = self.shape[: self.axes], self._size
         if self.features:
-            return (*lead, size, *self.features)
+            return (*lead, round_up(size, tile) if self.whole else size, *self.features)
         if any(self.along) and not all(self.along):
             return (*lead, -(-size // tile), 1, round_up(tile, LANES))
         return self.shape
@@ -130,10 +133,14 @@ class Layout:
         lead, (size, tile) = self.shape[: self.axes], self._size
         if any(self.along) and not all(self.along) and not self.features:
             array = array[..., 0, :tile].reshape(*lead, -1)[..., :size]
+        elif self.whole:
+            array = array[..., :size, :]
         return array.reshape(self.shape).astype(self.dtype)
 
     def block(self) -> tuple[int | None, ...]:
         lead: tuple[int | None, ...] = (None,) * self.axes
+        if self.whole:
+            return (*lead, *self.memory_shape[self.axes :])
         if self.features:
             return (*lead, self._size[1], *self.features)
         if all(self.along):
@@ -144,13 +151,18 @@ class Layout:
         """The index of the block of a tile."""
         lead = [0 if size == 1 else index for size, index in zip(self.shape, problem, strict=False)]
         rows, columns = self.along
+        if self.whole:
+            return (*lead, *(0 for _ in self.memory_shape[self.axes :]))
         if rows and columns:
             return (*lead, row, column)
         index = row if rows else column if columns else 0
         return (*lead, index, 0, 0) if (rows or columns) and not self.features else (*lead, index, 0)
 
     def read(self, ref: Any, part: Part) -> Array:
-        """In the kernel: those rows and columns of the tile, as tile functions and masks want them; 32 bits wide."""
+        """In the kernel: those rows and columns of the tile, as tile functions and masks want them; 32 bits wide.
+
+        What lies along lanes in memory may have been turned to sublanes already (`Inputs.turn`).
+        """
         rows, columns = self.along
         wide = jnp.float32 if jnp.issubdtype(self.dtype, jnp.floating) else jnp.int32
         if self.features:
@@ -158,6 +170,8 @@ class Layout:
             return values[:, None] if rows or not columns else values[None]
         if rows and columns:
             values = ref[part]
+        elif rows and ref.shape[0] > 1:
+            values = ref[part[0], :1]
         elif rows:
             size = part[0].size
             values = to_column(ref[...])[:size] if size % LANES else to_column(ref[:, part[0]])
@@ -171,7 +185,7 @@ class Walk:
     """The steps of a kernel's grid: problems and tiles that have results of their own, then all that is summed over.
 
     `own` says for which tiles there are results: rows, columns, or both; the others are visited in the order of the
-    table (`kernels.schedule.visit_table`).
+    table (`kernels.schedule.visit_table`). Besides, results for the others may be kept whole for all tiles.
     """
 
     problems: tuple[int, ...]
@@ -180,14 +194,25 @@ class Walk:
     tiling: Tiling
     table: tuple[int, ...] | None
     """Sizes of the problem axes of the table; None where there is none: all tiles are full."""
+    whole: tuple[int, ...] | None = None
+    """Problem axes that the results kept whole are summed over, `summed` and perhaps more; None: there are none."""
 
     @property
     def kept(self) -> list[int]:
-        return [axis for axis, size in enumerate(self.problems) if size > 1 and axis not in self.summed]
+        """Axes of problems that come before the own tiles; those that results kept whole are summed over last."""
+        kept = [axis for axis, size in enumerate(self.problems) if size > 1 and axis not in self.summed]
+        return sorted(kept, key=lambda axis: axis in (self.whole or ()))
 
     @property
     def over(self) -> list[int]:
         return [axis for axis in self.summed if self.problems[axis] > 1]
+
+    @property
+    def outside(self) -> int:
+        """How many axes of the grid tell apart what is kept whole, or else what is not."""
+        if self.whole is None:
+            return len(self.kept) + sum(self.own)
+        return sum(axis not in self.whole for axis in self.kept)
 
     @property
     def _tiles(self) -> tuple[int, int]:
@@ -206,8 +231,8 @@ class Walk:
 
     @property
     def semantics(self) -> tuple[pltpu.GridDimensionSemantics, ...]:
-        kinds, parallel = pltpu.GridDimensionSemantics, len(self.kept) + sum(self.own)
-        return (kinds.PARALLEL,) * parallel + (kinds.ARBITRARY,) * (len(self.grid) - parallel)
+        kinds = pltpu.GridDimensionSemantics
+        return (kinds.PARALLEL,) * self.outside + (kinds.ARBITRARY,) * (len(self.grid) - self.outside)
 
     def locate(self, ids: Ids, table: Any) -> tuple[list[Any], Any, Any, Any, Any]:
         """Problem, row tile and column tile of a step; whether it is full, and whether partial."""
@@ -237,10 +262,10 @@ class Walk:
         """In the kernel: the step."""
         return [pl.program_id(axis) for axis in range(len(self.grid))]
 
-    def ends(self, ids: Ids) -> tuple[Any, Any]:
-        """In the kernel: whether the step is the first of its results, and whether the last."""
+    def ends(self, ids: Ids, whole: bool = False) -> tuple[Any, Any]:
+        """In the kernel: whether the step is the first of its results (or those kept whole), and whether the last."""
         first = last = True
-        for axis in range(len(self.kept) + sum(self.own), len(self.grid)):
+        for axis in range(self.outside if whole else len(self.kept) + sum(self.own), len(self.grid)):
             first, last = first & (ids[axis] == 0), last & (ids[axis] == self.grid[axis] - 1)
         return first, last
 
@@ -288,6 +313,29 @@ class Inputs:
     def layouts(self) -> tuple[Layout, ...]:
         return (*self.operands, *self.leaves)
 
+    @property
+    def turned(self) -> list[int]:
+        """Which of them have numbers for rows alone, along lanes in memory."""
+        return [n for n, each in enumerate(self.layouts) if each.along == (True, False) and not each.features]
+
+    @property
+    def scratch(self) -> list[Any]:
+        """Where those are kept along sublanes, the same in all lanes."""
+        dtypes = [self.layouts[number].memory_dtype for number in self.turned]
+        return [pltpu.VMEM((self.tiling.tile_rows, LANES), dtype) for dtype in dtypes]
+
+    def turn(self, refs: Sequence[Any], scratch: Sequence[Any], new: Any) -> list[Any]:
+        """In the kernel: turn them when the row tile is new; returns the references to read from."""
+
+        @pl.when(new)
+        def _() -> None:
+            for number, column in zip(self.turned, scratch, strict=True):
+                line = refs[number][...]
+                column[...] = jnp.broadcast_to(line, (LANES, line.shape[1])).T[: column.shape[0]]
+
+        kept = dict(zip(self.turned, scratch, strict=True))
+        return [kept.get(number, ref) for number, ref in enumerate(refs)]
+
     def pairs(self, refs: Sequence[Any], row: Any, column: Any, part: Part, masked: bool) -> Pairs:
         """In the kernel: the pairs of some rows and columns of a tile."""
         shape = part[0].size, part[1].size
@@ -316,20 +364,24 @@ class Inputs:
         return Pairs(rows, columns, allowed)
 
 
-def unread_to_zero(value: Array, allowed: Bool[Array, "rows columns"]) -> Array:
+def unread_to_zero(values: Sequence[Array], allowed: Bool[Array, "rows columns"]) -> list[Array]:
     """As `kernels.loop.unread_to_zero`, of what the hardware can do."""
-    rows, columns = value.shape[0] > 1, value.shape[1] > 1
-    if not (rows or columns):
-        return value
-    if rows and columns:
-        return jnp.where(allowed, value, 0)
-    touched = allowed.astype(jnp.float32).max(axis=1 if rows else 0, keepdims=True)
-    if value.ndim == 2:
-        return jnp.where(touched > 0, value, 0)
-    flat = value[:, 0] if rows else value[0]
-    touched = jnp.broadcast_to(touched if rows else to_column(touched), flat.shape)
-    flat = jnp.where(touched > 0, flat, 0)
-    return flat[:, None] if rows else flat[None]
+    of_rows, of_columns = (allowed.astype(jnp.float32).max(axis=axis, keepdims=True) for axis in (1, 0))
+
+    def one(value: Array) -> Array:
+        rows, columns = value.shape[0] > 1, value.shape[1] > 1
+        if not (rows or columns):
+            return value
+        if rows and columns:
+            return jnp.where(allowed, value, 0)
+        if value.ndim == 2:
+            return jnp.where((of_rows if rows else of_columns) > 0, value, 0)
+        flat = value[:, 0] if rows else value[0]
+        touched = jnp.broadcast_to(of_rows if rows else to_column(of_columns), flat.shape)
+        flat = jnp.where(touched > 0, flat, 0)
+        return flat[:, None] if rows else flat[None]
+
+    return [one(value) for value in values]
 
 
 def call(
@@ -345,7 +397,10 @@ def call(
     interpret: Any,
 ) -> list[Array]:
     """Run `kernel(table or None, *input refs, *output refs, *scratch refs)` at every step of a walk."""
-    tables = [] if walk.table is None else [visit_table(mask, walk.tiling, walk.own)]
+    tables = [] if walk.table is None else [_table(mask, walk)]
+    if not interpret:
+        # The compiler would keep it in vector memory, from where a copy to scalar memory is slower than from outside.
+        tables = [pltpu.with_memory_space_constraint(table, pltpu.HBM) for table in tables]
     specs = [walk.spec(layout) for layout in inputs.layouts]
     ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
     return pl.pallas_call(
@@ -362,6 +417,14 @@ def call(
         interpret=interpret,
         name=name,
     )(*tables, *ready)
+
+
+def _table(mask: Mask | None, walk: Walk) -> Array:
+    """The visit table; of a mask without arrays a constant, so that no program computes it."""
+    if jax.tree.leaves(mask):
+        return visit_table(mask, walk.tiling, walk.own)
+    with jax.ensure_compile_time_eval():
+        return jax.jit(lambda: visit_table(mask, walk.tiling, walk.own))()
 
 
 def unsupported(inputs: Inputs, mask: Mask | None, outputs: Sequence[Layout]) -> str | None:

@@ -24,7 +24,10 @@ class Case:
 
 
 BASELINES = "kernels.compile.baselines"
+OURS = "kernels.compile.attention"
 KERNELS: dict[str, dict[str, str]] = {
+    "attention": {"gpu": f"{OURS}:forward", "tpu": f"{OURS}:forward"},
+    "attention-backward": {"gpu": f"{OURS}:backward", "tpu": f"{OURS}:backward"},
     "jax-tpu-flash": {"tpu": f"{BASELINES}:tpu_flash"},
     "jax-tpu-flash-backward": {"tpu": f"{BASELINES}:tpu_flash_backward"},
     "jax-gpu-mha": {"gpu": f"{BASELINES}:gpu_mha"},

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from kernels.masks.algebra import Mask
 
-_PAIR_BY_PAIR = frozenset(
-    """abs add and broadcast_in_dim convert_element_type copy div eq exp floor ge gt iota integer_pow le log lt max min
-    mul ne neg not or pow rem reshape select_n shift_left shift_right_arithmetic shift_right_logical sign sqrt square
-    squeeze sub tanh xor""".split()
+_PRIMITIVES = (
+    "abs add and broadcast_in_dim convert_element_type copy div eq exp floor ge gt iota integer_pow le log lt max min "
+    "mul ne neg not or pow rem reshape select_n shift_left shift_right_arithmetic shift_right_logical sign sqrt square "
+    "squeeze sub tanh xor"
 )
+_PAIR_BY_PAIR = frozenset(_PRIMITIVES.split())
 
 
 def not_elementwise(mask: Mask | None, axes: int) -> str | None:

@@ -5,7 +5,10 @@ vary along columns from one with rows and columns exchanged; those that vary alo
 tile once. Problem axes that an output is summed over are visited with the tiles. Sums are kept in float32.
 """
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,12 +19,26 @@ from jaxtyping import Array
 
 from kernels.loop import Output
 from kernels.masks.algebra import Mask, Tiling
-from kernels.pairwise.precision import in_dtype
+from kernels.pairwise.precision import Value, in_dtype
 from kernels.pairwise.tiles import TileFunction
 from kernels.schedule import Tiles, table_problems
-from kernels.tpu_blocks import Inputs, Layout, Part, Walk, call, fit, to_line, unread_to_zero, unsupported
+from kernels.tpu_blocks import (
+    LANES,
+    Inputs,
+    Layout,
+    Part,
+    Walk,
+    call,
+    fit,
+    round_up,
+    to_line,
+    unread_to_zero,
+    unsupported,
+)
 
-BLOCK = 256
+BLOCK = 1024
+WHOLE = 8 << 20
+"""Bytes of vector memory for results that are kept whole."""
 Key = tuple[tuple[bool, bool], tuple[int, ...]]
 
 
@@ -64,8 +81,7 @@ def supports(
 ) -> str | None:
     """Why `pairwise_sum` cannot take these, or None; of arrays or their shapes."""
     tiling = _tiling(operands, sizes, axes, tiles)
-    layouts = [Layout(o.shape, o.dtype, axes, Tiles(tiling.tile_rows, tiling.tile_columns)) for o in outputs]
-    return unsupported(Inputs.of(operands, mask, tiling), mask, layouts)
+    return unsupported(Inputs.of(operands, mask, tiling), mask, [_layout(output, tiling) for output in outputs])
 
 
 def _tiling(operands: Sequence[Any], sizes: tuple[int, int], axes: int, tiles: Tiles | None) -> Tiling:
@@ -83,7 +99,37 @@ def _walks(
     for number, output in enumerate(outputs):
         groups.setdefault(_key(output, problems, axes), []).append(number)
     table = table_problems(mask, tiling)
-    return [(Walk(problems, summed, own, tiling, table), members) for (own, summed), members in groups.items()]
+    walks = []
+    for (own, summed), members in groups.items():
+        walks.append((Walk(problems, summed, own, tiling, table), members))
+    return _joined(walks, outputs)
+
+
+def _joined(walks: list[tuple[Walk, list[int]]], outputs: Sequence[Output]) -> list[tuple[Walk, list[int]]]:
+    """One kernel for results by rows and results by columns, if those by columns can be kept whole."""
+    by_rows = [pair for pair in walks if pair[0].own == (True, False)]
+    by_columns = [pair for pair in walks if pair[0].own == (False, True)]
+    for rows in by_rows:
+        for columns in by_columns:
+            layouts = [_layout(outputs[number], columns[0].tiling, whole=True) for number in columns[1]]
+            if set(rows[0].summed) <= set(columns[0].summed) and sum(map(_whole_bytes, layouts)) <= WHOLE:
+                both = replace(rows[0], whole=columns[0].summed), [*rows[1], *columns[1]]
+                return [both, *(pair for pair in walks if pair is not rows and pair is not columns)]
+    return walks
+
+
+def _layout(output: Output, tiling: Tiling, whole: bool = False) -> Layout:
+    return Layout(
+        output.shape, output.dtype, tiling.problem_axes, Tiles(tiling.tile_rows, tiling.tile_columns), whole=whole
+    )
+
+
+def _whole_bytes(layout: Layout) -> int:
+    """Vector memory of a result that is kept whole: the sum, and two blocks on their way out."""
+    *_, lines, lanes = layout.memory_shape
+    tiles = layout.memory_shape[layout.axes] if len(layout.memory_shape) > layout.axes + 2 else 1
+    size = tiles * round_up(lines, 8) * round_up(lanes, LANES)
+    return size * (4 + 2 * jnp.dtype(layout.memory_dtype).itemsize)
 
 
 def _key(output: Output, problems: tuple[int, ...], axes: int) -> Key:
@@ -108,46 +154,55 @@ def _kernel(
     inputs = Inputs.of(operands, mask, tiling)
     wanted = [number in members for number in range(len(outputs))]
     evaluate = in_dtype(function, _matmul_dtype(operands, axes), wanted)
-    layouts = [Layout(outputs[number].shape, outputs[number].dtype, axes, tile) for number in members]
+    whole = [walk.whole is not None and _key(outputs[n], walk.problems, axes)[0] == (False, True) for n in members]
+    layouts = [_layout(outputs[number], tiling, kept) for number, kept in zip(members, whole, strict=True)]
     parts = _parts(walk.own, tile)
+    stays = walk.own == (True, False)
 
     def kernel(table: Any, *refs: Any) -> None:
-        read = refs[: len(inputs.layouts)]
-        result_refs, sum_refs = refs[len(read) : -len(members)], refs[-len(members) :]
         ids = walk.ids()
-        _, row, column, full, partial = walk.locate(ids, table)
-        first, last = walk.ends(ids)
+        read, result_refs, sum_refs, turned = _split(refs, len(inputs.layouts), len(members), len(members))
+        if stays:
+            read = inputs.turn(read, turned, ids[-1] == 0)
+        _, row, column, full, some = walk.locate(ids, table)
 
-        @pl.when(first)
-        def _() -> None:
-            for ref in sum_refs:
-                ref[...] = jnp.zeros(ref.shape, jnp.float32)
+        def clear(kept: bool) -> None:
+            for layout, ref in zip(layouts, sum_refs, strict=True):
+                if layout.whole == kept:
+                    ref[...] = jnp.zeros(ref.shape, jnp.float32)
+
+        for kept in sorted(set(whole)):
+            pl.when(walk.ends(ids, kept)[0])(partial(clear, kept))
 
         def step(masked: bool) -> None:
             for part in parts:
                 pairs = inputs.pairs(read, row, column, part, masked)
-                values = [layout.read(ref, part) for layout, ref in zip(inputs.operands, read, strict=False)]
+                values = [_value(layout, ref, part) for layout, ref in zip(inputs.operands, read, strict=False)]
                 if pairs.allowed is not None:
-                    values = [unread_to_zero(value, pairs.allowed) for value in values]
-                results = [result for result in evaluate(pairs, *values) if result is not None]
+                    values = unread_to_zero([value.array for value in values], pairs.allowed)
+                made = evaluate(pairs, *values)
+                results = [made[number] for number in members]
+                if pairs.allowed is not None:
+                    results = unread_to_zero(results, pairs.allowed)
                 for layout, result, ref in zip(layouts, results, sum_refs, strict=True):
-                    if pairs.allowed is not None:
-                        result = unread_to_zero(result, pairs.allowed)
-                    place = part if all(layout.along) else ...
-                    ref[place] += _flat(layout, result)
+                    ref[_place(layout, column, part)] += _flat(layout, result)
 
         if table is None:
             step(False)
         else:
             pl.when(full)(lambda: step(False))
-            pl.when(partial)(lambda: step(True))
+            pl.when(some)(lambda: step(True))
 
-        @pl.when(last)
-        def _() -> None:
+        def finish(kept: bool) -> None:
             for layout, result, ref in zip(layouts, result_refs, sum_refs, strict=True):
                 line = layout.along == (True, False) and not layout.features
-                result[...] = (to_line(ref[...]) if line else ref[...]).astype(result.dtype)
+                if layout.whole == kept:
+                    result[...] = (to_line(ref[...]) if line else ref[...]).astype(result.dtype)
 
+        for kept in sorted(set(whole)):
+            pl.when(walk.ends(ids, kept)[1])(partial(finish, kept))
+
+    ways = ["rows"] * walk.own[0] + ["columns"] * (walk.own[1] or any(whole))
     made = call(
         kernel,
         walk,
@@ -155,11 +210,27 @@ def _kernel(
         [*operands, *jax.tree.leaves(mask)],
         mask,
         [_result(layout, walk) for layout in layouts],
-        [pltpu.VMEM(_sum_shape(layout), jnp.float32) for layout in layouts],
-        name=f"pairwise_sum_{'rows' * walk.own[0]}{'columns' * walk.own[1]}",
+        [*(pltpu.VMEM(_sum_shape(layout), jnp.float32) for layout in layouts), *(inputs.scratch if stays else ())],
+        name=f"pairwise_sum_{'_'.join(ways)}",
         interpret=interpret,
     )
     return [_collect(layout, result) for layout, result in zip(layouts, made, strict=True)]
+
+
+def _split(refs: Sequence[Any], *counts: int) -> list[Sequence[Any]]:
+    """So many, then so many, and the rest."""
+    ends = [0, *itertools.accumulate(counts), len(refs)]
+    return [refs[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _value(layout: Layout, ref: Any, part: Part) -> Value:
+    """An operand in the kernel, with what saves work: 16 bits as they are, numbers for rows in all lanes."""
+    rows, columns = layout.along
+    if layout.features and ref.dtype == jnp.bfloat16 and rows != columns:
+        narrow = ref[part[0] if rows else part[1], :]
+        return Value(layout.read(ref, part), narrow[:, None] if rows else narrow[None])
+    turned = rows and not columns and not layout.features and ref.shape[0] > 1
+    return Value(layout.read(ref, part), lanes=ref[part[0], :] if turned else None)
 
 
 def _parts(own: tuple[bool, bool], tile: Tiles) -> list[Part]:
@@ -180,7 +251,21 @@ def _flat(layout: Layout, result: Array) -> Array:
     return result[:, 0] if layout.along[0] or not layout.along[1] else result[0]
 
 
+def _place(layout: Layout, column: Any, part: Part) -> Any:
+    """Where a part of a tile belongs in the sums."""
+    if all(layout.along):
+        return part
+    if not layout.whole:
+        return ...
+    if not layout.features:
+        return column, slice(None), part[1]
+    start = pl.multiple_of(column * layout.tile.columns, LANES) + part[1].start
+    return pl.ds(start, part[1].size), slice(None)
+
+
 def _sum_shape(layout: Layout) -> tuple[int, ...]:
+    if layout.whole:
+        return layout.memory_shape[layout.axes :]
     rows = layout.tile.rows if layout.along[0] else 1
     columns = layout.tile.columns if layout.along[1] else 1
     return (rows * columns, *layout.features) if layout.features else (rows, columns)

@@ -4,7 +4,9 @@ The truth is computed in float64 by `oracle`: scores in one einsum, softmax by i
 shares no code with the kernels but the masks' dense arrays, which have tests of their own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jax
@@ -15,8 +17,15 @@ import pytest
 import kernels
 from kernels import masks
 
-TILED = {"xla": kernels.Tiles(16, 16), "reference": None}
-"""Tiles so small that the little cases have several of them, full, partial and empty."""
+TILED = {
+    "reference": None,
+    "xla": kernels.Tiles(16, 16),
+    "gpu": kernels.Tiles(16, 16),
+    "tpu": kernels.Tiles(16, 128),
+}
+"""Tiles so small that the little cases have several of them, full, partial and empty (on a TPU at least of rows)."""
+FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiling is nearly all that these tests do."""
 
 
 def _segments(length: int, cuts: tuple[int, ...]) -> jax.Array:
@@ -144,6 +153,40 @@ def oracle(case: Case, arrays: dict[str, Any]) -> tuple[jax.Array, jax.Array, ja
         weights = jnp.where(allowed, jax.nn.softmax(logits, axis=-1)[..., : scores.shape[-1]], 0)
         lse = jnp.where(there, jax.scipy.special.logsumexp(logits, axis=-1), -jnp.inf)
     return jnp.einsum("...hqk,...khw->...qhw", weights, value), lse, weights
+
+
+Transform = Callable[[Callable[[dict[str, jax.Array]], Any]], Callable[..., Any]]
+"""`transform(call)` maps arrays, and directions of their shapes, to results: derivatives of the call, say."""
+
+
+def value(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The transform that does nothing."""
+    return lambda arrays, along: call(arrays)
+
+
+@cache
+def expected(case: Case, transform: Transform) -> tuple[Any, Any]:
+    """What a transform of output and log-sum-exp gives of dense attention: in float64, and in the case's precision."""
+    arrays = case.arrays()
+    along = directions(arrays)
+    plain = transform(lambda arrays: oracle(case, arrays)[:2])
+    dense = jax.jit(plain, compiler_options=FAST_TO_COMPILE)(arrays, along)
+    with jax.enable_x64(True):
+        truth = jax.jit(plain, compiler_options=FAST_TO_COMPILE)(in_float64(arrays), in_float64(along))
+    return truth, dense
+
+
+def against_dense(case: Case, implementation: str, transform: Transform, factor: float) -> None:
+    """Assert that a transform of an implementation is about as exact as that of dense attention."""
+    arrays = case.arrays()
+    call = function(case, implementation, ("lse",))
+
+    def output_and_lse(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        output, found = call(arrays)
+        return output, found.lse
+
+    have = jax.jit(transform(output_and_lse), compiler_options=FAST_TO_COMPILE)(arrays, directions(arrays))
+    assert_close(have, *expected(case, transform), arrays, factor)
 
 
 def in_float64(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:

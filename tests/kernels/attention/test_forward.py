@@ -13,15 +13,13 @@ from kernels import masks
 
 @each_case("reference", "xla")
 def test_output_and_lse(case: Case, implementation: str) -> None:
-    arrays = case.arrays()
-    call = contract.function(case, implementation, ("lse",))
-    output, found = jax.jit(call)(arrays)
-    assert output.dtype == case.dtype
-    assert found.lse.dtype == jnp.float32
-    with jax.enable_x64(True):
-        truth = contract.oracle(case, contract.in_float64(arrays))[:2]
-    dense = contract.oracle(case, arrays)[:2]
-    contract.assert_close((output, found.lse), truth, dense, arrays)
+    contract.against_dense(case, implementation, contract.value, 2.0)
+
+
+def test_dtypes() -> None:
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        output, found = contract.function(Case("dtypes", dtype=dtype), "xla", ("lse",))(Case("d", dtype=dtype).arrays())
+        assert (output.dtype, found.lse.dtype) == (dtype, jnp.float32)
 
 
 @pytest.mark.parametrize("implementation", ["xla"])

@@ -58,7 +58,7 @@ class Compact:
         jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, asked, instantiate=True)
         return Compact(jaxpr, *tile, flipped, jnp.dtype(dtype))
 
-    def __call__(self, *arrays: Array) -> list[Array]:
+    def __call__(self, *arrays: Array) -> list[Any]:
         """Results but for their `factors`, of arguments that may be narrower than traced."""
         return self._evaluate(self.jaxpr, arrays, [source for source, _ in map(self._source, self.jaxpr.outvars)])
 
@@ -76,13 +76,13 @@ class Compact:
                 others.update(self._source(atom)[0] for atom in equation.invars if not isinstance(atom, Literal))
         return [argument not in others for argument in self.jaxpr.invars]
 
-    def order(self, shape: Sequence[int]) -> list[int]:
+    def order(self, shape: Sequence[Any]) -> list[int]:
         """Which axes of a value of that shape there are, in their order: rows and columns, then features."""
         first = (COLUMNS, ROWS) if self.flipped else (ROWS, COLUMNS)
         kept = [axis for axis, size in enumerate(shape) if size != 1]
         return sorted(kept, key=lambda axis: first.index(shape[axis]) if shape[axis] in first else len(first))
 
-    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def shape(self, shape: Sequence[Any]) -> tuple[Any, ...]:
         """Of a value of that traced shape, the shape that it is held in."""
         sizes = {ROWS: self.rows, COLUMNS: self.columns}
         return tuple(sizes.get(shape[axis], shape[axis]) for axis in self.order(shape))
@@ -128,15 +128,34 @@ class Compact:
             values.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in outputs]
 
-    def _product(self, equation: Any, operands: list[Any]) -> Array:
-        axes = zip(equation.invars, equation.params["dimension_numbers"][0], strict=True)
-        contracted = [self.order(atom.aval.shape).index(axis) for atom, (axis,) in axes]
-        if self.order(equation.outvars[0].aval.shape) == [1, 0]:
+    def _product(self, equation: Any, operands: list[Any]) -> Any:
+        shapes = [atom.aval.shape for atom in equation.invars]
+        axes = [axis for (axis,) in equation.params["dimension_numbers"][0]]
+        after = equation.outvars[0].aval.shape
+        if 1 in (*shapes[0], *shapes[1]):
+            return self._small_product(shapes, axes, after, [operand.astype(jnp.float32) for operand in operands])
+        contracted = [self.order(shape).index(axis) for shape, axis in zip(shapes, axes, strict=True)]
+        if self.order(after) == [1, 0]:
             operands, contracted = operands[::-1], contracted[::-1]
         numbers = (((contracted[0],), (contracted[1],)), ((), ()))
         # Float32 is IEEE float32, not TF32.
         precision = lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
         return lax.dot_general(*operands, numbers, precision=precision, preferred_element_type=jnp.float32)
+
+    def _small_product(self, shapes: Sequence[Any], axes: Sequence[int], after: Any, operands: list[Any]) -> Any:
+        """Of a vector and a matrix, or of two vectors."""
+        if shapes[0][axes[0]] == 1:
+            places = ((0, 0), (1, 1))  # the axis that is left is that of the result
+            first, second = (
+                self._broadcast(operand, shape, after, place)
+                for operand, shape, place in zip(operands, shapes, places, strict=True)
+            )
+            return first * second
+        if len(self.order(shapes[0])) < len(self.order(shapes[1])):
+            shapes, axes, operands = shapes[::-1], axes[::-1], operands[::-1]
+        matrix, vector = operands
+        spread = self._broadcast(vector, (shapes[0][axes[0]],), shapes[0], (axes[0],))
+        return (matrix * spread).sum(axis=self.order(shapes[0]).index(axes[0]))
 
     def _apply(self, equation: Any, values: list[Any]) -> list[Any]:
         name, params = equation.primitive.name, equation.params
@@ -167,14 +186,14 @@ class Compact:
         results = equation.primitive.bind(*functions, *values, **options)
         return results if equation.primitive.multiple_results else [results]
 
-    def _broadcast(self, value: Any, before: Sequence[int], after: Sequence[int], places: Sequence[int]) -> Array:
+    def _broadcast(self, value: Any, before: Sequence[Any], after: Sequence[Any], places: Sequence[Any]) -> Any:
         there, wanted = [places[axis] for axis in self.order(before)], self.order(after)
         if sorted(there) == sorted(wanted):
             return _permuted(value, [there.index(axis) for axis in wanted])
         return lax.broadcast_in_dim(value, self.shape(after), [wanted.index(axis) for axis in there])
 
 
-def _permuted(value: Array, order: Sequence[int]) -> Array:
+def _permuted(value: Any, order: Sequence[Any]) -> Any:
     return value if list(order) == sorted(order) else lax.transpose(value, order)
 
 

@@ -45,10 +45,12 @@ def power(size: int) -> int:
     return max(LEAST, 1 << (size - 1).bit_length())
 
 
-def fit(sizes: tuple[int, int], tiles: Tiles) -> Tiles:
-    """Tiles as Triton wants them, not above what is needed for the sizes."""
+def fit(sizes: tuple[int, int], tiles: Tiles, one: bool = False) -> Tiles:
+    """Tiles as Triton wants them, not above what is needed for the sizes. `one`: a tile of a size of 1 is 1."""
     wanted = (tiles.rows, tiles.columns)
-    rows, columns = (min(power(tile), power(size)) for size, tile in zip(sizes, wanted, strict=True))
+    rows, columns = (
+        1 if one and size == 1 else min(power(tile), power(size)) for size, tile in zip(sizes, wanted, strict=True)
+    )
     return Tiles(rows, columns)
 
 
@@ -292,8 +294,8 @@ class Inputs:
         """Why a kernel cannot have these inputs, that mask or those outputs; from shapes alone."""
         reasons = [layout.unsupported for layout in (*self.operands, *outputs)]
         for leaf in self.leaves:
-            if leaf.features or leaf.unsupported:
-                reasons.append(leaf.unsupported or f"a mask with an array of shape {leaf.shape[leaf.axes :]}")
+            if leaf.features:
+                reasons.append(f"a mask with an array of shape {leaf.shape[leaf.axes :]} for each problem")
         foreign = not_elementwise(mask, self.tiling.problem_axes)
         if foreign is not None:
             reasons.append(f"a mask that takes more than arithmetic on positions and its arrays: {foreign}")
@@ -303,10 +305,11 @@ class Inputs:
         """Of row tile, column tile and tiles of the leaves: which pairs are allowed; None: all."""
         tiling = self.tiling
         tile = (tiling.tile_rows, tiling.tile_columns)
+        pairs = traced_pairs(tiling)
 
         def function(first_row: Any, first_column: Any, *leaves: Any) -> Any:
-            rows = first_row + lax.broadcasted_iota(jnp.int32, (ROWS, 1), 0)
-            columns = first_column + lax.broadcasted_iota(jnp.int32, (1, COLUMNS), 1)
+            rows = first_row + lax.broadcasted_iota(jnp.int32, (pairs[0], 1), 0)
+            columns = first_column + lax.broadcasted_iota(jnp.int32, (1, pairs[1]), 1)
             found = jnp.ones((1, 1), bool)
             if tiling.rows % tiling.tile_rows:
                 found = found & (rows < tiling.rows)
@@ -314,7 +317,7 @@ class Inputs:
                 found = found & (columns < tiling.columns)
             mask = self.structure.unflatten(leaves)
             found = found if mask is None else found & mask.allowed(rows, columns)
-            return jnp.broadcast_to(found, (ROWS, COLUMNS))
+            return jnp.broadcast_to(found, pairs)
 
         start = jax.ShapeDtypeStruct((), jnp.int32)
         compact = Compact.of(function, [start, start, *(leaf.traced for leaf in self.leaves)], tile, flipped=flipped)
@@ -337,7 +340,7 @@ def call(
     launch: Launch,
     name: str,
     interpret: Any,
-) -> list[Array]:
+) -> Sequence[Array]:
     """Run `kernel(table or None, *input refs, *output refs)` in every program of a walk."""
     tables = [] if walk.table is None else [visit_table(mask, walk.tiling, walk.own)]
     ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
@@ -353,6 +356,11 @@ def call(
     )(*tables, *ready)
 
 
+def traced_pairs(tiling: Tiling) -> tuple[int, int]:
+    """The shape of the pairs of a tile in what is traced."""
+    return ROWS if tiling.tile_rows > 1 else 1, COLUMNS if tiling.tile_columns > 1 else 1
+
+
 def touched(allowed: Bool[Array, "..."], axis: int) -> Bool[Array, "..."]:
     """For which rows or columns, whichever are not along that axis, some pair is allowed."""
-    return allowed.astype(jnp.int32).max(axis=axis) > 0
+    return allowed if allowed.ndim < 2 else allowed.astype(jnp.int32).max(axis=axis) > 0

@@ -395,7 +395,7 @@ def call(
     *,
     name: str,
     interpret: Any,
-) -> list[Array]:
+) -> Sequence[Array]:
     """Run `kernel(table or None, *input refs, *output refs, *scratch refs)` at every step of a walk."""
     tables = [] if walk.table is None else [_table(mask, walk)]
     if not interpret:

@@ -28,8 +28,8 @@ _VARIES = ((True, False), (False, True), (False, True))
 def default_launch(dtype: Any, width: int) -> Launch:
     """What fits in registers and shared memory of all targets."""
     if jnp.dtype(dtype).itemsize == 4:
-        return Launch(Tiles(64, 32) if width <= 64 else Tiles(32, 32), 4, 2)
-    return Launch(Tiles(128, 64), 8, 2) if width <= 128 else Launch(Tiles(64, 32), 4, 2)
+        return Launch(Tiles(64, 32), 8, 2) if width <= 64 else Launch(Tiles(32 if width <= 128 else 16, 16), 4, 2)
+    return Launch(Tiles(128, 64), 8, 3) if width <= 128 else Launch(Tiles(64, 32), 8, 2)
 
 
 def attention(

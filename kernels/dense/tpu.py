@@ -125,7 +125,7 @@ class _Plan:
         statistics = (self.tile.rows, LANES)
         held = [(self.chunk, self.tile.columns), (self.chunk, LANES), (1, self.tile.columns)]
         shapes = [statistics, statistics, (self.tile.rows, self.output.features[0]), *held, *held]
-        return [pltpu.VMEM(shape, jnp.float32) for shape in shapes]
+        return [*(pltpu.VMEM(shape, jnp.float32) for shape in shapes), *self.inputs.scratch]
 
 
 @dataclass(frozen=True)
@@ -155,14 +155,14 @@ class _Kernel:
     @staticmethod
     def of(plan: _Plan, scores: Scores, table: Any, refs: Sequence[Any]) -> "_Kernel":
         count = len(plan.inputs.layouts)
-        output, lse, high, total, summed, *held = refs[count:]
-        return _Kernel(
-            plan, scores, table, refs[:count], output, lse, high, total, summed, (_Held(*held[:3]), _Held(*held[3:]))
-        )
+        output, lse, high, total, summed, *others = refs[count:]
+        held, turned = (_Held(*others[:3]), _Held(*others[3:6])), others[6:]
+        reads = plan.inputs.turn(refs[:count], turned, plan.walk.ids()[-1] == 0)
+        return _Kernel(plan, scores, table, reads, output, lse, high, total, summed, held)
 
     def run(self) -> None:
         ids = self.plan.walk.ids()
-        _, row, column, full, partial = self.plan.walk.locate(ids, self.table)
+        _, row, column, full, some = self.plan.walk.locate(ids, self.table)
         first, last = self.plan.walk.ends(ids)
         if self.plan.once:
             return self.tile(row, column, False)
@@ -177,7 +177,7 @@ class _Kernel:
             self.tile(row, column, False)
         else:
             pl.when(full)(lambda: self.tile(row, column, False))
-            pl.when(partial)(lambda: self.tile(row, column, True))
+            pl.when(some)(lambda: self.tile(row, column, True))
 
         @pl.when(last)
         def _() -> None:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from kernels.compact import COLUMNS, ROWS, Compact
-from kernels.gpu_blocks import Inputs, Launch, Layout, Walk, call, fit, power, touched
+from kernels.compact import Compact
+from kernels.gpu_blocks import Inputs, Launch, Layout, Walk, call, fit, power, touched, traced_pairs
 from kernels.loop import Output, Pairs
 from kernels.masks.algebra import Mask, Tiling
 from kernels.pairwise.tiles import Tangent, TileFunction, Transpose
@@ -27,11 +27,13 @@ Key = tuple[tuple[bool, bool], tuple[int, ...]]
 
 def default_launch(operands: Sequence[Any], axes: int, own: tuple[bool, bool]) -> Launch:
     """What fits in registers and shared memory of all targets."""
-    width = max((power(array.shape[-1]) for array in operands if array.ndim > axes + 2), default=0)
+    widths = [power(array.shape[-1]) for array in operands if array.ndim > axes + 2]
+    width = max(widths, default=0)
     if _matmul_dtype(operands, axes) == jnp.float32:
-        return Launch(Tiles(32, 32), 4, 2)
-    if width > 128:
-        return Launch(Tiles(32, 32), 4, 2)
+        return Launch(Tiles(32, 32), 8, 2) if width <= 64 else Launch(Tiles(16, 16), 4, 2)
+    if width > 128 or (width > 64 and len(widths) > 4):
+        # More matrices than query, key, value and a cotangent: a second derivative.
+        return Launch(Tiles(32, 32), 8, 2)
     if own == (True, False):
         return Launch(Tiles(128, 64), 8, 2)
     return Launch(Tiles(32, 128), 8, 2) if width <= 64 else Launch(Tiles(32, 64), 8, 2)
@@ -70,7 +72,7 @@ def supports(
     tiles: Tiles | None,
 ) -> str | None:
     """Why `pairwise_sum` cannot take these, or None; of arrays or their shapes."""
-    tile = fit(sizes, tiles or default_launch(operands, axes, (True, False)).tiles)
+    tile = fit(sizes, tiles or default_launch(operands, axes, (True, False)).tiles, one=True)
     tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
     layouts = [Layout(output.shape, output.dtype, tiling) for output in outputs]
     return Inputs.of(operands, mask, tiling).unsupported(mask, layouts)
@@ -92,7 +94,7 @@ def _walks(
     walks = []
     for (own, summed), members in groups.items():
         launch = default_launch(operands, axes, own)
-        tile = fit(sizes, tiles or launch.tiles)
+        tile = fit(sizes, tiles or launch.tiles, one=True)
         tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
         walks.append((launch, Walk(problems, summed, own, tiling, table_problems(mask, tiling)), members))
     return walks
@@ -136,8 +138,9 @@ class _Plan:
                 *values, allowed = values if masked else (*values, None)
                 return padded(Pairs(rows, columns, allowed), *values)
 
-            positions = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((ROWS, 1), (1, COLUMNS))]
-            pairs = [jax.ShapeDtypeStruct((ROWS, COLUMNS), jnp.bool_)] if masked else []
+            rows, columns = traced_pairs(tiling)
+            positions = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, 1), (1, columns))]
+            pairs = [jax.ShapeDtypeStruct((rows, columns), jnp.bool_)] if masked else []
             return Compact.of(
                 traced,
                 [*positions, *(layout.traced for layout in inputs.operands), *pairs],
@@ -258,10 +261,10 @@ class _Plan:
         return all(rows), all(columns)
 
     def _positions(self, row: Any, column: Any) -> tuple[Array, Array]:
-        tiling = self.walk.tiling
-        sizes = ((row, tiling.tile_rows), (column, tiling.tile_columns))
-        rows, columns = (index * size + lax.iota(jnp.int32, size) for index, size in sizes)
-        return rows, columns
+        def line(index: Any, size: int) -> Array:
+            return index * size + lax.iota(jnp.int32, size) if size > 1 else jnp.int32(index)
+
+        return line(row, self.walk.tiling.tile_rows), line(column, self.walk.tiling.tile_columns)
 
     def _read(
         self, layout: Layout, ref: Any, problem: Any, row: Any, column: Any, whole: bool = False, allowed: Any = None

@@ -15,9 +15,8 @@ from kernels.pairwise.tiles import TileFunction
 
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint", "remat2")
 _MOVES = ("squeeze", "reshape", "transpose", "expand_dims", "copy")
-_ELEMENTWISE = frozenset(
-    ("abs add convert_element_type copy div eq exp ge gt integer_pow le log lt max min mul ne neg select_n sub tanh").split()
-)
+_NAMES = "abs add convert_element_type copy div eq exp ge gt integer_pow le log lt max min mul ne neg select_n sub tanh"
+_ELEMENTWISE = frozenset(_NAMES.split())
 
 
 @dataclass(frozen=True)

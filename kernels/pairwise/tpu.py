@@ -37,14 +37,17 @@ from kernels.tpu_blocks import (
 )
 
 BLOCK = 1024
+"""How much of a tile is computed at once along what is summed over."""
 WHOLE = 8 << 20
 """Bytes of vector memory for results that are kept whole."""
 Key = tuple[tuple[bool, bool], tuple[int, ...]]
 
 
 def default_tiles(operands: Sequence[Any], axes: int) -> Tiles:
-    """What fits in the 16 MiB of vector memory that a kernel has by default."""
-    return Tiles(512, 512)
+    """What fits in the 16 MiB of vector memory that a kernel has by default: fewer rows for many operands."""
+    grids = [array.shape[axes:] for array in operands]
+    width = sum(shape[2] if len(shape) > 2 else 512 * (min(shape) > 1) for shape in grids)
+    return Tiles(512 if width <= 1536 else 256, 512)
 
 
 def pairwise_sum(
@@ -86,7 +89,9 @@ def supports(
 
 def _tiling(operands: Sequence[Any], sizes: tuple[int, int], axes: int, tiles: Tiles | None) -> Tiling:
     tile = fit(sizes, tiles or default_tiles(operands, axes))
-    return Tiling(*sizes, tile.rows, tile.columns, axes)
+    # A single row or column stays one: tile functions cannot tell whether what has one of them varies along them.
+    rows, columns = (1 if size == 1 else part for size, part in zip(sizes, (tile.rows, tile.columns), strict=True))
+    return Tiling(*sizes, rows, columns, axes)
 
 
 def _walks(
@@ -181,7 +186,7 @@ def _kernel(
                 if pairs.allowed is not None:
                     values = unread_to_zero([value.array for value in values], pairs.allowed)
                 made = evaluate(pairs, *values)
-                results = [made[number] for number in members]
+                results = [result for result in made if result is not None]
                 if pairs.allowed is not None:
                     results = unread_to_zero(results, pairs.allowed)
                 for layout, result, ref in zip(layouts, results, sum_refs, strict=True):

@@ -140,7 +140,8 @@ class Compact:
         numbers = (((contracted[0],), (contracted[1],)), ((), ()))
         # Float32 is IEEE float32, not TF32.
         precision = lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
-        return lax.dot_general(*operands, numbers, precision=precision, preferred_element_type=jnp.float32)
+        first, second = operands
+        return lax.dot_general(first, second, numbers, precision=precision, preferred_element_type=jnp.float32)
 
     def _small_product(self, shapes: Sequence[Any], axes: Sequence[int], after: Any, operands: list[Any]) -> Any:
         """Of a vector and a matrix, or of two vectors."""

@@ -301,7 +301,7 @@ class Inputs:
             reasons.append(f"a mask that takes more than arithmetic on positions and its arrays: {foreign}")
         return next((reason for reason in reasons if reason is not None), None)
 
-    def allowed(self, flipped: bool) -> Callable[[Any, Any, Sequence[Array]], Bool[Array, "..."] | None]:
+    def allowed(self, flipped: bool) -> Callable[[Any, Any, Sequence[Array]], Any]:
         """Of row tile, column tile and tiles of the leaves: which pairs are allowed; None: all."""
         tiling = self.tiling
         tile = (tiling.tile_rows, tiling.tile_columns)

@@ -88,7 +88,9 @@ class _Plan:
     @staticmethod
     def of(operands: Sequence[Any], mask: Any, sizes: tuple[int, int], axes: int, tiles: Tiles | None) -> "_Plan":
         query, _, value = operands[:3]
-        problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *jax.tree.leaves(mask))))
+        problems: tuple[Any, ...] = jnp.broadcast_shapes(
+            *(array.shape[:axes] for array in (*operands, *jax.tree.leaves(mask)))
+        )
         width = max(power(query.shape[-1]), power(value.shape[-1]))
         launch = default_launch(query.dtype, width)
         tile = fit(sizes, tiles or launch.tiles)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -90,7 +91,7 @@ class _Plan:
     @staticmethod
     def of(operands: Sequence[Any], mask: Any, sizes: tuple[int, int], axes: int, tiles: Tiles | None) -> "_Plan":
         query, _, value = operands[:3]
-        problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *jax.tree.leaves(mask))))
+        problems = np.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *jax.tree.leaves(mask))))
         tile = fit(sizes, tiles or default_tiles(max(query.shape[-1], value.shape[-1])))
         tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
         return _Plan(
@@ -162,7 +163,7 @@ class _Kernel:
 
     def run(self) -> None:
         ids = self.plan.walk.ids()
-        _, row, column, full, some = self.plan.walk.locate(ids, self.table)
+        row, column, full, some = self.plan.walk.locate(ids, self.table)[1:]
         first, last = self.plan.walk.ends(ids)
         if self.plan.once:
             return self.tile(row, column, False)
@@ -195,7 +196,7 @@ class _Kernel:
 
         def both(now: Any, then: Any, parity: int) -> None:
             state = None if now is None else self.open(now, self.held[1 - parity])
-            peak = None
+            peak: Any = None
             for part in self.plan.parts:
                 if then is not None:
                     peak = self.score(row, column, then, part, peak, self.held[parity], masked)

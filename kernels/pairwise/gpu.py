@@ -35,7 +35,7 @@ def default_launch(operands: Sequence[Any], axes: int, own: tuple[bool, bool]) -
         # More matrices than query, key, value and a cotangent: a second derivative.
         return Launch(Tiles(32, 32), 8, 2)
     if own == (True, False):
-        return Launch(Tiles(128, 64), 8, 2)
+        return Launch(Tiles(128 if width <= 64 else 64, 64), 8, 2)
     return Launch(Tiles(32, 128), 8, 2) if width <= 64 else Launch(Tiles(32, 64), 8, 2)
 
 
@@ -135,7 +135,7 @@ class _Plan:
 
         def compact(masked: bool) -> Compact:
             def traced(rows: Any, columns: Any, *values: Any) -> Sequence[Any]:
-                *values, allowed = values if masked else (*values, None)
+                values, allowed = (values[:-1], values[-1]) if masked else (values, None)
                 return padded(Pairs(rows, columns, allowed), *values)
 
             rows, columns = traced_pairs(tiling)
@@ -202,7 +202,7 @@ class _Plan:
         visited = [not own for own in self.walk.own]
         allowed_in = inputs.allowed(self.flipped)
 
-        def allowed_at(problem: Any, row: Any, column: Any) -> Bool[Array, "..."]:
+        def allowed_at(problem: Any, row: Any, column: Any) -> Any:
             leaves = zip(inputs.leaves, read[count:], strict=True)
             return allowed_in(row, column, [self._read(leaf, ref, problem, row, column) for leaf, ref in leaves])
 
@@ -216,7 +216,7 @@ class _Plan:
             ]
 
             def visit(masked: bool, row: Any, column: Any, sums: list[Array]) -> list[Array]:
-                allowed = allowed_at(problem, row, column) if masked else None
+                allowed: Any = allowed_at(problem, row, column) if masked else None
                 values = [
                     self._read(layout, ref, problem, row, column, not masked, allowed)
                     if kept is None

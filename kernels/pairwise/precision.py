@@ -35,16 +35,14 @@ class Value:
     lanes: Any = None
 
 
-def in_dtype(
-    function: TileFunction, dtype: Any, wanted: Sequence[bool] | None = None
-) -> Callable[..., list[Float[Array, "..."] | None]]:
+def in_dtype(function: TileFunction, dtype: Any, wanted: Sequence[bool] | None = None) -> Callable[..., list[Any]]:
     """A tile function whose matrix products have operands of that dtype, and sums in float32; float32 changes nothing.
 
     A factor that is no power of 2 is not rounded into an operand: it is applied to the product. Outputs that are not
     wanted are None, and nothing is computed for them. The function takes arrays or `Value`s.
     """
 
-    def evaluate(pairs: Pairs, *operands: Float[Array, "..."] | Value) -> list[Array | None]:
+    def evaluate(pairs: Pairs, *operands: Float[Array, "..."] | Value) -> list[Any]:
         allowed = () if pairs.allowed is None else (pairs.allowed,)
         given = [_value(operand) for operand in (pairs.rows, pairs.columns, *allowed, *operands)]
 
@@ -67,8 +65,10 @@ def _value(operand: Any) -> Value:
 
 def _evaluate(
     jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value], dtype: Any, wanted: Sequence[bool]
-) -> list[Value | None]:
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(_value, constants), *arguments], strict=True))
+) -> list[Any]:
+    values: dict[Any, Value] = dict(
+        zip([*jaxpr.constvars, *jaxpr.invars], [*map(_value, constants), *arguments], strict=True)
+    )
 
     def read(atom: Any) -> Value:
         return Value(atom.val) if isinstance(atom, Literal) else values[atom]

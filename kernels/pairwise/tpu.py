@@ -186,7 +186,7 @@ def _kernel(
                 if pairs.allowed is not None:
                     values = unread_to_zero([value.array for value in values], pairs.allowed)
                 made = evaluate(pairs, *values)
-                results = [result for result in made if result is not None]
+                results = [made[number] for number in members]
                 if pairs.allowed is not None:
                     results = unread_to_zero(results, pairs.allowed)
                 for layout, result, ref in zip(layouts, results, sum_refs, strict=True):

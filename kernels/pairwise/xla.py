@@ -7,6 +7,7 @@ from jaxtyping import Array
 
 from kernels.loop import Output, Pairs, tiled_loop, unread_to_zero
 from kernels.masks.algebra import Mask
+from kernels.pairwise.products import rows_by_columns
 from kernels.pairwise.tiles import TileFunction
 from kernels.schedule import Tiles
 
@@ -35,8 +36,10 @@ def pairwise_sum(
         ]
         return [jnp.zeros(shape, precision) for shape in shapes]
 
+    ordered = rows_by_columns(function)
+
     def step(pairs: Pairs, state: list[Array], *values: Array) -> tuple[list[Array], list[Array]]:
-        results = function(pairs, *(value.astype(precision) for value in values))
+        results = ordered(pairs, *(value.astype(precision) for value in values))
         if pairs.allowed is not None:
             results = [unread_to_zero(result, pairs.allowed) for result in results]
         sums = [result for result, here in zip(results, from_state, strict=True) if here]

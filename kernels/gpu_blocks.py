@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool
 
-from kernels.compact import COLUMNS, ROWS, Compact
+from kernels.gpu_compact import COLUMNS, ROWS, Compact
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.elementwise import not_elementwise
 from kernels.schedule import Tiles, visit_table

@@ -66,11 +66,11 @@ def measure_attention() -> list[dict[str, Any]]:
 
 
 def _rows() -> Iterator[dict[str, Any]]:
-    yield from _against_torch()
     yield from _against_jax()
     yield from _against_itself()
     yield from _windows()
     yield from _memory()
+    yield from _against_torch()
 
 
 def _against_torch() -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Compile a Pallas kernel for a GPU or TPU that is not there, and read what its compiler says of it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -40,6 +41,7 @@ def compile_kernel(case: str, target: str, *, timeout: int | float = 300.0, **pa
     with tempfile.TemporaryDirectory(prefix="jattn-compile-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         order = {"case": case, "location": location, "target": target, "parameters": parameters}
+        order["seconds"] = math.ceil(timeout) + 5  # the process ends by itself should this one be killed
         order["versions"] = versions(kind)
         (directory / "order.json").write_text(json.dumps(order))
         status = _run_child(directory, environment(kind, directory), timeout, f"{case} for {target}")

@@ -1,6 +1,7 @@
 """The process that compiles: `python -m kernels.compile DIRECTORY`, with the environment of `toolchain.environment`."""
 
 import json
+import signal
 import sys
 import traceback
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from kernels.compile.targets import TARGETS, Gpu, Tpu
 def main(directory: Path) -> None:
     """Read the order, compile, and write the report, or what went wrong before the compiler came to it."""
     order = json.loads((directory / "order.json").read_text())
+    if hasattr(signal, "alarm"):
+        signal.alarm(order["seconds"])
     try:
         answer = asdict(_compile(order, directory))
     except Exception as error:

@@ -22,7 +22,8 @@ from jaxtyping import Array, Float
 from kernels.masks.algebra import Mask, Tiling
 from kernels.pairwise.tiles import Scores
 from kernels.schedule import Tiles, table_problems
-from kernels.tpu_blocks import LANES, Inputs, Layout, Walk, call, fit, to_column, to_line, unsupported
+from kernels.tpu_blocks import Inputs, Walk, call, unsupported
+from kernels.tpu_layout import LANES, Layout, fit, to_column, to_line
 
 LOWEST = -1e38
 _VARIES = ((True, False), (False, True), (False, True))

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from kernels.compact import Compact
 from kernels.gpu_blocks import Inputs, Launch, Layout, Walk, call, fit, power, touched, traced_pairs
+from kernels.gpu_compact import Compact
 from kernels.loop import Output, Pairs
 from kernels.masks.algebra import Mask, Tiling
 from kernels.pairwise.tiles import Tangent, TileFunction, Transpose

@@ -22,19 +22,8 @@ from kernels.masks.algebra import Mask, Tiling
 from kernels.pairwise.precision import Value, in_dtype
 from kernels.pairwise.tiles import TileFunction
 from kernels.schedule import Tiles, table_problems
-from kernels.tpu_blocks import (
-    LANES,
-    Inputs,
-    Layout,
-    Part,
-    Walk,
-    call,
-    fit,
-    round_up,
-    to_line,
-    unread_to_zero,
-    unsupported,
-)
+from kernels.tpu_blocks import Inputs, Walk, call, unread_to_zero, unsupported
+from kernels.tpu_layout import LANES, Layout, Part, fit, round_up, to_line
 
 BLOCK = 1024
 """How much of a tile is computed at once along what is summed over."""

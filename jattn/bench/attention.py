@@ -76,7 +76,7 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 def _against_torch() -> Iterator[dict[str, Any]]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         log.warning("left out what is measured against torch, which is not installed: pip install 'jattn[bench]'")
         return

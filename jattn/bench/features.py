@@ -71,7 +71,7 @@ def _contenders() -> Iterator[Contender]:
     yield Contender("jax Pallas GPU mha", _pallas_mha())
     yield Contender("jax Splash (TPU)", _splash())
     try:
-        import tokamax
+        import tokamax  # pyright: ignore[reportMissingImports]
     except Exception as error:  # not installed, or beside a version of typeguard that it cannot live with
         log.warning("left out tokamax, which cannot be imported: %s", type(error).__name__)
         return
@@ -210,7 +210,7 @@ def _compare(have: Any, want: Any) -> str:
 def _torch_row() -> dict[str, Any] | None:
     torch: Any
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         log.warning("left out torch, which is not installed")
         return None

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from kernels.attention import attention
 from kernels.dense import derivatives
+from kernels.equations import called
 from kernels.implementation import PLATFORMS, Operation
 from kernels.pairwise import primitive
 
@@ -91,9 +92,8 @@ def _calls(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         if equation.primitive in _OPERATIONS:
             yield equation
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        if inner is not None:
-            yield from _calls(getattr(inner, "jaxpr", inner))
+        if inner := called(equation):
+            yield from _calls(inner[0])
 
 
 def _table(lines: Sequence[Explanation]) -> str:

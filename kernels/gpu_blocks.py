@@ -19,9 +19,10 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool
 
 from kernels.gpu_compact import COLUMNS, ROWS, Compact
+from kernels.layout import GridArray
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.elementwise import not_elementwise
-from kernels.schedule import Tiles, visit_table
+from kernels.schedule import Tiles, place_in_table, visit_table
 
 LEAST = 16
 """The least size in a matrix product."""
@@ -55,14 +56,9 @@ def fit(sizes: tuple[int, int], tiles: Tiles, one: bool = False) -> Tiles:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How an array on the grid, of that shape, is cut into tiles."""
+class Layout(GridArray):
+    """How an array on the grid is cut into tiles."""
 
-    shape: tuple[int, ...]
-    dtype: Any
-    tiling: Tiling
-    varies: tuple[bool, bool] | None = None
-    """Along rows, along columns; None: wherever there is more than one."""
     ones: int = 0
     """How many axes of 1 a mask's array has behind these."""
 
@@ -74,26 +70,10 @@ class Layout:
         return Layout(shape[: len(shape) - ones], array.dtype, tiling, None, ones)
 
     @property
-    def axes(self) -> int:
-        return self.tiling.problem_axes
-
-    @property
-    def along(self) -> tuple[bool, bool]:
-        """Whether it varies along rows, and along columns."""
-        return self.varies or (self.shape[self.axes] > 1, self.shape[self.axes + 1] > 1)
-
-    @property
-    def features(self) -> tuple[int, ...]:
-        return self.shape[self.axes + 2 :]
-
-    @property
     def unsupported(self) -> str | None:
-        """Why it cannot be given to a kernel."""
-        if len(self.features) > 1 or (self.features and all(self.along)):
-            return f"an array of shape {self.shape[self.axes :]} for each problem"
-        if self.features and self.features[0] > WIDEST:
-            return f"{self.features[0]} features, more than {WIDEST}"
-        return "float64" if self.dtype == jnp.float64 else None
+        if self.features and self.features[-1] > WIDEST:
+            return f"{self.features[-1]} features, more than {WIDEST}"
+        return super().unsupported
 
     @property
     def traced(self) -> jax.ShapeDtypeStruct:
@@ -248,14 +228,12 @@ class Walk:
         others = 1 if all(self.own) else self._tiles[1] if self.own[0] else self._tiles[0]
         if table is None:
             return others, others, lambda number: number
-        start = 0
-        for size, index in zip(self.table or (), problem, strict=True):
-            start = start if size == 1 else start * size + index
+        mine = [pair for pair, own in zip(zip(self._tiles, (row, column), strict=True), self.own, strict=True) if own]
+        start = place_in_table(self.table or (), problem, *zip(*mine, strict=True))
         if all(self.own):
-            kind = table[(start * self._tiles[0] + row) * self._tiles[1] + column]
+            kind = table[start]
             return (kind == 0).astype(jnp.int32), (kind < 2).astype(jnp.int32), lambda number: number
-        own, count = (row, self._tiles[0]) if self.own[0] else (column, self._tiles[1])
-        start = (start * count + own) * (others + 2)
+        start = start * (others + 2)
         return table[start], table[start + 1], lambda number: table[start + 2 + number]
 
 

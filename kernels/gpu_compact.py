@@ -18,9 +18,10 @@ from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 from jaxtyping import Array
 
+from kernels.equations import bind, called
+
 ROWS, COLUMNS = 10007, 10009
 """The sizes with which functions are traced."""
-_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint", "remat2")
 _LOG2_E = 1 / math.log(2)
 
 
@@ -114,10 +115,8 @@ class Compact:
             name, inputs = equation.primitive.name, equation.invars
             if _only_ones(equation):
                 results = [held(inputs[0])]
-            elif name in _CALLS:
-                inner = equation.params["call_jaxpr" if "call_jaxpr" in equation.params else "jaxpr"]
-                inner = getattr(inner, "jaxpr", inner)
-                results = self._evaluate(inner, [held(atom) for atom in inputs], inner.outvars)
+            elif inner := called(equation):
+                results = self._evaluate(inner[0], [held(atom) for atom in inputs], inner[0].outvars)
             elif name == "dot_general":
                 sources = [self._source(atom) for atom in inputs]
                 operands = [jnp.asarray(held(source)).astype(self.dtype) for source, _ in sources]
@@ -176,16 +175,13 @@ class Compact:
         if name.startswith("reduce_"):
             there = self.order(before[0])
             axes = tuple(there.index(axis) for axis in params["axes"] if axis in there)
-            return [equation.primitive.bind(values[0], **params | {"axes": axes})]
+            return bind(equation, values[:1], axes=axes)
         # Element by element: axes of 1 are repeated.
         values = [
             value if shape in ((), after) else self._broadcast(value, shape, after, range(len(after)))
             for value, shape in zip(values, before, strict=True)
         ]
-        bound = equation.primitive.get_bind_params(params)
-        functions, options = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before JAX 0.10
-        results = equation.primitive.bind(*functions, *values, **options)
-        return results if equation.primitive.multiple_results else [results]
+        return bind(equation, values)
 
     def _broadcast(self, value: Any, before: Sequence[Any], after: Sequence[Any], places: Sequence[Any]) -> Any:
         there, wanted = [places[axis] for axis in self.order(before)], self.order(after)

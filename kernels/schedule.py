@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,14 @@ def visit_table(mask: Mask | None, tiling: Tiling, own: tuple[bool, bool]) -> In
     order = jnp.argsort(kind, axis=-1, stable=True)
     counts = [(kind == 0).sum(-1, keepdims=True), (kind < 2).sum(-1, keepdims=True)]
     return jnp.concatenate([*counts, order], axis=-1).astype(jnp.int32).reshape(-1)
+
+
+def place_in_table(problems: Sequence[int], problem: Sequence[Any], counts: Sequence[int], own: Sequence[Any]) -> Any:
+    """Which entry of a visit table is that of a problem and its own tiles; axes of problems that are 1 do not count."""
+    place = 0
+    for size, index in zip((*problems, *counts), (*problem, *own), strict=True):
+        place = place if size == 1 else place * size + index
+    return place
 
 
 @dataclass(frozen=True)

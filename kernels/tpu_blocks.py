@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool
 from kernels.loop import Pairs
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.elementwise import not_elementwise
-from kernels.schedule import Tiles, visit_table, visit_table_size
+from kernels.schedule import place_in_table, visit_table, visit_table_size
 from kernels.tpu_layout import LANES, Ids, Layout, Part, to_column
 
 TABLE_LIMIT = 1 << 16
@@ -89,11 +89,8 @@ class Walk:
         if table is None:
             row, column = own if all(self.own) else (own[0], visit) if self.own[0] else (visit, own[0])
             return problem, row, column, True, False
-        start = 0
-        for size, index in zip(self.table or (), problem, strict=True):
-            start = start if size == 1 else start * size + index
-        for count, index in zip([n for n, mine in zip(self._tiles, self.own, strict=True) if mine], own, strict=True):
-            start = start * count + index
+        counts = [count for count, mine in zip(self._tiles, self.own, strict=True) if mine]
+        start = place_in_table(self.table or (), problem, counts, own)
         if all(self.own):
             return problem, *own, table[start] == 0, table[start] == 1
         start = start * (self.others + 2)
@@ -145,13 +142,8 @@ class Inputs:
         """Of arrays or their shapes; how the first operands vary can be said."""
         leaves, structure = jax.tree.flatten(mask)
 
-        def layout(array: Any, varies: tuple[bool, bool] | None = None) -> Layout:
-            tile = Tiles(tiling.tile_rows, tiling.tile_columns)
-            return Layout(tuple(array.shape), array.dtype, tiling.problem_axes, tile, varies)
-
-        given = zip_longest(operands, varies)
-        layouts = tuple(layout(array, ways) for array, ways in given)
-        return Inputs(layouts, tuple(map(layout, leaves)), structure, tiling)
+        layouts = [Layout(tuple(a.shape), a.dtype, tiling, v) for a, v in zip_longest((*operands, *leaves), varies)]
+        return Inputs(tuple(layouts[: len(operands)]), tuple(layouts[len(operands) :]), structure, tiling)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:

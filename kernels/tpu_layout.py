@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels.layout import GridArray
 from kernels.schedule import Tiles
 
 LANES = 128
@@ -50,35 +51,15 @@ def to_line(column: Float[Array, "n 1"]) -> Float[Array, "1 padded"]:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How an array on the grid, of that shape, is cut into blocks."""
+class Layout(GridArray):
+    """How an array on the grid is cut into blocks."""
 
-    shape: tuple[int, ...]
-    dtype: Any
-    axes: int
-    tile: Tiles
-    varies: tuple[bool, bool] | None = None
-    """Along rows, along columns; None: wherever there is more than one."""
     whole: bool = False
     """Whether one block has all the tiles of a problem; of what varies along rows or columns, not both."""
 
     @property
-    def along(self) -> tuple[bool, bool]:
-        """Whether it varies along rows, and along columns."""
-        return self.varies or (self.shape[self.axes] > 1, self.shape[self.axes + 1] > 1)
-
-    @property
-    def features(self) -> tuple[int, ...]:
-        return self.shape[self.axes + 2 :]
-
-    @property
-    def unsupported(self) -> str | None:
-        """Why it cannot be given to a kernel."""
-        if len(self.features) > 1 or (self.features and all(self.along)):
-            return f"an array of shape {self.shape[self.axes :]} for each problem"
-        if jnp.issubdtype(self.dtype, jnp.floating) and jnp.dtype(self.dtype).itemsize == 8:
-            return "float64"
-        return None
+    def tile(self) -> Tiles:
+        return Tiles(self.tiling.tile_rows, self.tiling.tile_columns)
 
     @property
     def memory_dtype(self) -> Any:

@@ -1,6 +1,11 @@
 """Type-check every public function's arrays while the tests run."""
 
+import os
+
 from jaxtyping import install_import_hook
+
+# Tests have the tiles of the rules, whatever has been tuned on this machine.
+os.environ["JATTN_TILES"] = os.devnull
 
 # Shapes and dtypes in the annotations are checked at every call; must come before the packages are imported.
 install_import_hook(["kernels", "jattn", "experiments"], "beartype.beartype")

@@ -1,10 +1,9 @@
 """Our attention, as what is compiled: the platform's own kernels, as a user's program has them."""
 
 import jax
-import jax.numpy as jnp
 
 from kernels.attention import attention
-from kernels.compile.baselines import gradient, matmul_flops
+from kernels.compile.baselines import attention_case, gradient, matmul_flops
 from kernels.compile.case import Case
 from kernels.masks.positions import Causal
 from kernels.schedule import Tiles
@@ -28,8 +27,7 @@ def forward(
         return attention(query, key, value, mask=mask, tiles=tiles)
 
     shape = (batch, length, heads, head_dim)
-    flops = matmul_flops(batch, length, heads, head_dim, causal)
-    return Case(attend, (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),) * 3, flops)
+    return attention_case(attend, shape, dtype, matmul_flops(batch, length, heads, head_dim, causal))
 
 
 def backward(**parameters: int | str | bool) -> Case:

@@ -44,7 +44,7 @@ def tpu_flash(
         return flash.flash_attention(query, key, value, causal=causal, sm_scale=head_dim**-0.5, block_sizes=sizes)
 
     shape = (batch, heads, length, head_dim)
-    return _attention_case(attend, shape, dtype, matmul_flops(batch, length, heads, head_dim, causal))
+    return attention_case(attend, shape, dtype, matmul_flops(batch, length, heads, head_dim, causal))
 
 
 def tpu_flash_backward(block: int = 512, **parameters: Any) -> Case:
@@ -74,7 +74,7 @@ def gpu_mha(
         )
 
     shape = (batch, length, heads, head_dim)
-    return _attention_case(attend, shape, dtype, matmul_flops(batch, length, heads, head_dim, causal))
+    return attention_case(attend, shape, dtype, matmul_flops(batch, length, heads, head_dim, causal))
 
 
 def gpu_mha_backward(**parameters: Any) -> Case:
@@ -98,5 +98,6 @@ def matmul_flops(batch: int, length: int, heads: int, head_dim: int, causal: boo
     return 4.0 * batch * heads * pairs * head_dim
 
 
-def _attention_case(function: Callable[..., Any], shape: tuple[int, ...], dtype: str, flops: float) -> Case:
+def attention_case(function: Callable[..., Any], shape: tuple[int, ...], dtype: str, flops: float) -> Case:
+    """The case of a function of query, key and value of one shape."""
     return Case(function, (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),) * 3, flops)

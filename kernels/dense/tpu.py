@@ -102,8 +102,8 @@ class _Plan:
         return _Plan(
             Inputs.of(operands, mask, tiling, _VARIES),
             Walk(problems, (), (True, False), tiling, table_problems(mask, tiling)),
-            Layout((*problems, sizes[0], 1, value.shape[-1]), query.dtype, axes, tile, _VARIES[0]),
-            Layout((*problems, sizes[0], 1), jnp.float32, axes, tile, _VARIES[0]),
+            Layout((*problems, sizes[0], 1, value.shape[-1]), query.dtype, tiling, _VARIES[0]),
+            Layout((*problems, sizes[0], 1), jnp.float32, tiling, _VARIES[0]),
         )
 
     @property

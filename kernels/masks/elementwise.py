@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels.equations import called
 from kernels.masks.algebra import Mask
 
 _PRIMITIVES = (
@@ -39,9 +40,8 @@ def not_elementwise(mask: Mask | None, axes: int) -> str | None:
 
 def _foreign(jaxpr: Any) -> str | None:
     for equation in jaxpr.eqns:
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        if inner is not None:
-            found = _foreign(getattr(inner, "jaxpr", inner))
+        if inner := called(equation):
+            found = _foreign(inner[0])
             if found is not None:
                 return found
         elif equation.primitive.name not in _PAIR_BY_PAIR:

@@ -19,10 +19,9 @@ from kernels.gpu_blocks import Inputs, Launch, Layout, Walk, call, fit, power, t
 from kernels.gpu_compact import Compact
 from kernels.loop import Output, Pairs
 from kernels.masks.algebra import Mask, Tiling
+from kernels.pairwise.grouping import grouped
 from kernels.pairwise.tiles import Tangent, TileFunction, Transpose
 from kernels.schedule import Tiles, table_problems
-
-Key = tuple[tuple[bool, bool], tuple[int, ...]]
 
 
 def default_launch(operands: Sequence[Any], axes: int, own: tuple[bool, bool]) -> Launch:
@@ -87,24 +86,14 @@ def _walks(
     tiles: Tiles | None,
 ) -> list[tuple[Launch, Walk, list[int]]]:
     """A kernel for all outputs that want the same walk, and their numbers."""
-    problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *jax.tree.leaves(mask), *outputs)))
-    groups: dict[Key, list[int]] = {}
-    for number, output in enumerate(outputs):
-        groups.setdefault(_key(output, problems, axes), []).append(number)
+    problems, groups = grouped(operands, mask, outputs, axes)
     walks = []
-    for (own, summed), members in groups.items():
-        launch = default_launch(operands, axes, own)
+    for order, members in groups.items():
+        launch = default_launch(operands, axes, order.own)
         tile = fit(sizes, tiles or launch.tiles, one=True)
         tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
-        walks.append((launch, Walk(problems, summed, own, tiling, table_problems(mask, tiling)), members))
+        walks.append((launch, Walk(problems, order.summed, order.own, tiling, table_problems(mask, tiling)), members))
     return walks
-
-
-def _key(output: Output, problems: tuple[int, ...], axes: int) -> Key:
-    """For which tiles an output has results of its own (rows if for none), and the problem axes it is summed over."""
-    rows, columns = output.shape[axes] > 1, output.shape[axes + 1] > 1
-    summed = tuple(axis for axis, size in enumerate(problems) if size > 1 and output.shape[axis] == 1)
-    return (rows or not columns, columns), summed
 
 
 @dataclass(frozen=True, eq=False)

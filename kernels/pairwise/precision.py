@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
+from kernels.equations import bind, called
 from kernels.loop import Pairs
 from kernels.pairwise.tiles import TileFunction
 
-_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "checkpoint", "remat2")
 _MOVES = ("squeeze", "reshape", "transpose", "expand_dims", "copy")
 _NAMES = "abs add convert_element_type copy div eq exp ge gt integer_pow le log lt max min mul ne neg select_n sub tanh"
 _ELEMENTWISE = frozenset(_NAMES.split())
@@ -75,10 +75,8 @@ def _evaluate(
 
     for equation in _needed(jaxpr, wanted):
         inputs = [read(atom) for atom in equation.invars]
-        if equation.primitive.name in _CALLS:
-            inner = equation.params["call_jaxpr" if "call_jaxpr" in equation.params else "jaxpr"]
-            asked = [True] * len(equation.outvars)
-            results = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, dtype, asked)
+        if inner := called(equation):
+            results = _evaluate(*inner, inputs, dtype, [True] * len(equation.outvars))
         else:
             results = _apply(equation, inputs, dtype)
         values.update(zip(equation.outvars, results, strict=True))
@@ -91,26 +89,18 @@ def _apply(equation: Any, inputs: Sequence[Value], dtype: Any) -> list[Any]:
     if name == "dot_general" and dtype.itemsize == 2:
         operands = [array.astype(dtype) if value.narrow is None else value.narrow
                     for value, array in zip(inputs, arrays, strict=True)]  # fmt: skip
-        options = equation.params | {"precision": None, "preferred_element_type": jnp.float32}
-        product = equation.primitive.bind(*operands, **options)
+        (product,) = bind(equation, operands, precision=None, preferred_element_type=jnp.float32)
         factor = math.prod(value.factor for value in inputs if value.narrow is not None)
         return [Value(product if factor == 1 else product * jnp.float32(factor))]
     lanes = _in_lanes(equation, inputs)
     if name == "broadcast_in_dim" and lanes is not None:
         width = equation.params["shape"][1]
         return [Value(jnp.concatenate([lanes] * -(-width // lanes.shape[1]), axis=1)[:, :width])]
-    results = _bind(equation, arrays)
+    results = bind(equation, arrays)
     if len(results) > 1:
         return [Value(result) for result in results]
     narrow, factor = _in_narrow(equation, inputs, dtype)
     return [Value(results[0], narrow, factor, lanes)]
-
-
-def _bind(equation: Any, arrays: Sequence[Any]) -> list[Any]:
-    bound = equation.primitive.get_bind_params(equation.params)
-    functions, options = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before JAX 0.10
-    results = equation.primitive.bind(*functions, *arrays, **options)
-    return list(results) if equation.primitive.multiple_results else [results]
 
 
 def _in_lanes(equation: Any, inputs: Sequence[Value]) -> Any:
@@ -123,7 +113,7 @@ def _in_lanes(equation: Any, inputs: Sequence[Value]) -> Any:
         return many[0].lanes if whole and equation.params["shape"][0] == many[0].lanes.shape[0] else None
     if name not in _ELEMENTWISE:
         return None
-    return _bind(equation, [value.array if value.lanes is None else value.lanes for value in inputs])[0]
+    return bind(equation, [value.array if value.lanes is None else value.lanes for value in inputs])[0]
 
 
 def _in_narrow(equation: Any, inputs: Sequence[Value], dtype: Any) -> tuple[Any, float]:
@@ -132,7 +122,7 @@ def _in_narrow(equation: Any, inputs: Sequence[Value], dtype: Any) -> tuple[Any,
     if dtype.itemsize != 2:
         return None, 1.0
     if name in _MOVES and inputs[0].narrow is not None:
-        return _bind(equation, [inputs[0].narrow])[0], inputs[0].factor
+        return bind(equation, [inputs[0].narrow])[0], inputs[0].factor
     if name == "mul":
         for number, (atom, other) in enumerate(zip(equation.invars, inputs[::-1], strict=True)):
             literal = inputs[number].array

@@ -8,6 +8,7 @@ from jax import lax
 from jax.extend.core import Literal
 from jaxtyping import Array
 
+from kernels.equations import bind, called
 from kernels.loop import Pairs
 from kernels.pairwise.tiles import TileFunction
 
@@ -41,23 +42,19 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) ->
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        if equation.primitive.name in ("jit", "pjit"):
-            inner = equation.params["jaxpr"]
-            results = _evaluate(inner.jaxpr, inner.consts, inputs)
-        elif equation.primitive is lax.dot_general_p:
-            results = [_product(*inputs, **equation.params)]
+        if inner := called(equation):
+            results = _evaluate(*inner, inputs)
+        elif equation.primitive.name == "dot_general":
+            results = _product(equation, *inputs)
         else:
-            bound = equation.primitive.get_bind_params(equation.params)
-            functions, options = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before JAX 0.10
-            results = equation.primitive.bind(*functions, *inputs, **options)
-            results = results if equation.primitive.multiple_results else [results]
+            results = bind(equation, inputs)
         values.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _product(a: Array, b: Array, dimension_numbers: Any, **options: Any) -> Array:
-    (left, right), batch = dimension_numbers
+def _product(equation: Any, a: Array, b: Array) -> list[Array]:
+    (left, right), batch = equation.params["dimension_numbers"]
     if tuple(left) == (0,) and a.ndim == 2 and b.ndim == 2:
         # Behind a barrier, or XLA would take the transposition back into the product.
         a, left = lax.optimization_barrier(a.T), (1,)
-    return lax.dot_general_p.bind(a, b, dimension_numbers=((left, right), batch), **options)
+    return bind(equation, (a, b), dimension_numbers=((left, right), batch))

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from kernels.loop import Output
 from kernels.masks.algebra import Mask, Tiling
+from kernels.pairwise.grouping import grouped, order_of
 from kernels.pairwise.precision import Value, in_dtype
 from kernels.pairwise.tiles import TileFunction
 from kernels.schedule import Tiles, table_problems
@@ -29,7 +30,6 @@ BLOCK = 1024
 """How much of a tile is computed at once along what is summed over."""
 WHOLE = 8 << 20
 """Bytes of vector memory for results that are kept whole."""
-Key = tuple[tuple[bool, bool], tuple[int, ...]]
 
 
 def default_tiles(operands: Sequence[Any], axes: int) -> Tiles:
@@ -87,15 +87,9 @@ def _walks(
     operands: Sequence[Any], mask: Any, outputs: Sequence[Output], tiling: Tiling
 ) -> list[tuple[Walk, list[int]]]:
     """A kernel for all outputs that want the same walk, and their numbers."""
-    axes, leaves = tiling.problem_axes, jax.tree.leaves(mask)
-    problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *leaves, *outputs)))
-    groups: dict[Key, list[int]] = {}
-    for number, output in enumerate(outputs):
-        groups.setdefault(_key(output, problems, axes), []).append(number)
+    problems, groups = grouped(operands, mask, outputs, tiling.problem_axes)
     table = table_problems(mask, tiling)
-    walks = []
-    for (own, summed), members in groups.items():
-        walks.append((Walk(problems, summed, own, tiling, table), members))
+    walks = [(Walk(problems, order.summed, order.own, tiling, table), members) for order, members in groups.items()]
     return _joined(walks, outputs)
 
 
@@ -113,9 +107,7 @@ def _joined(walks: list[tuple[Walk, list[int]]], outputs: Sequence[Output]) -> l
 
 
 def _layout(output: Output, tiling: Tiling, whole: bool = False) -> Layout:
-    return Layout(
-        output.shape, output.dtype, tiling.problem_axes, Tiles(tiling.tile_rows, tiling.tile_columns), whole=whole
-    )
+    return Layout(output.shape, output.dtype, tiling, whole=whole)
 
 
 def _whole_bytes(layout: Layout) -> int:
@@ -124,13 +116,6 @@ def _whole_bytes(layout: Layout) -> int:
     tiles = layout.memory_shape[layout.axes] if len(layout.memory_shape) > layout.axes + 2 else 1
     size = tiles * round_up(lines, 8) * round_up(lanes, LANES)
     return size * (4 + 2 * jnp.dtype(layout.memory_dtype).itemsize)
-
-
-def _key(output: Output, problems: tuple[int, ...], axes: int) -> Key:
-    """For which tiles an output has results of its own (rows if for none), and the problem axes it is summed over."""
-    rows, columns = output.shape[axes] > 1, output.shape[axes + 1] > 1
-    summed = tuple(axis for axis, size in enumerate(problems) if size > 1 and output.shape[axis] == 1)
-    return (rows or not columns, columns), summed
 
 
 def _kernel(
@@ -148,7 +133,7 @@ def _kernel(
     inputs = Inputs.of(operands, mask, tiling)
     wanted = [number in members for number in range(len(outputs))]
     evaluate = in_dtype(function, _matmul_dtype(operands, axes), wanted)
-    whole = [walk.whole is not None and _key(outputs[n], walk.problems, axes)[0] == (False, True) for n in members]
+    whole = [walk.whole is not None and order_of(outputs[n], walk.problems).own == (False, True) for n in members]
     layouts = [_layout(outputs[number], tiling, kept) for number, kept in zip(members, whole, strict=True)]
     parts = _parts(walk.own, tile)
     stays = walk.own == (True, False)

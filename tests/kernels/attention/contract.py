@@ -164,6 +164,16 @@ def value(call: Callable[..., Any]) -> Callable[..., Any]:
     return lambda arrays, along: call(arrays)
 
 
+def value_and_slope(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Output and log-sum-exp, and the gradient of something of both, by one program."""
+
+    def loss(arrays: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        made = call(arrays)
+        return pulled(lambda _: made)(arrays), made
+
+    return lambda arrays, along: jax.grad(loss, has_aux=True)(arrays)
+
+
 @cache
 def expected(case: Case, transform: Transform) -> tuple[Any, Any]:
     """What a transform of output and log-sum-exp gives of dense attention: in float64, and in the case's precision."""

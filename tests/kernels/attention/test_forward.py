@@ -22,9 +22,23 @@ def test_dtypes() -> None:
         assert (output.dtype, found.lse.dtype) == (dtype, jnp.float32)
 
 
-@pytest.mark.parametrize("implementation", ["xla"])
+@pytest.mark.slow
+@each_case("gpu", "tpu")
+def test_kernels_on_the_whole_table(case: Case, implementation: str) -> None:
+    """What `test_gpu` and `test_tpu` do for a choice of cases, as interpreting takes long to compile."""
+    if case.name == "blocks":
+        with pytest.raises(ValueError, match=f"'{implementation}' cannot do"):
+            contract.function(case, implementation)(case.arrays())
+        return
+    contract.against_dense(case, implementation, contract.value, 2.0)
+    contract.against_dense(case, implementation, contract.value_and_slope, 4.0)
+
+
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name in ("everything", "lengths, one 0", "dense mask")]
+    ("case", "implementation"),
+    [(case, "xla") for case in CASES if case.name in ("everything", "lengths, one 0", "dense mask")]
+    + [(case, "gpu") for case in CASES if case.name == "lengths, one 0"],
+    ids=lambda given: given.name if isinstance(given, Case) else given,
 )
 def test_repeats_to_the_bit(case: Case, implementation: str) -> None:
     call = jax.jit(jax.value_and_grad(contract.pulled(contract.function(case, implementation, ("lse", "entropy")))))
@@ -32,7 +46,7 @@ def test_repeats_to_the_bit(case: Case, implementation: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", ["reference", "xla", "gpu"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_padding_is_not_seen(implementation: str, poison: float) -> None:
     case = Case("poison", mask=masks.Lengths(keys=np.array([9, 30]), queries=np.array([20, 37])))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from contract import CASES, Case
 from jax import export
-from test_derivatives import forward, forward_over_reverse, reverse
+from test_derivatives import forward, forward_over_reverse
 
 import kernels
 from kernels import masks
@@ -37,14 +37,9 @@ VALUES = ["segments and causal", "where", "prefix or causal", "bias of heads", "
 TRITON = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
 
 
-def both(call):
-    """Values and gradients by one program."""
-    return lambda arrays, along: (call(arrays), reverse(call)(arrays, along))
-
-
 @pytest.mark.parametrize("name", TABLE)
 def test_values_and_gradients(name: str) -> None:
-    contract.against_dense(BY_NAME[name], "gpu", both, 4.0)
+    contract.against_dense(BY_NAME[name], "gpu", contract.value_and_slope, 4.0)
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -54,7 +49,7 @@ def test_values(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["no key", "no query"])
 def test_nothing_there(name: str) -> None:
-    contract.against_dense(BY_NAME[name], "gpu", both, 2.0)
+    contract.against_dense(BY_NAME[name], "gpu", contract.value_and_slope, 2.0)
 
 
 SMALL = Case(
@@ -87,23 +82,6 @@ def test_mapped() -> None:
     have = jax.jit(jax.vmap(one))(lengths, biases)
     for member in range(2):
         np.testing.assert_allclose(have[member], jax.jit(one)(lengths[member], biases[member]), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_padding_is_not_seen(poison: float) -> None:
-    case = Case("poison", mask=masks.Lengths(keys=np.array([9, 30]), queries=np.array([20, 37])))
-    clean = case.arrays()
-    ruined = dict(clean)
-    for name in ("key", "value"):
-        ruined[name] = clean[name].at[0, 9:].set(poison).at[1, 30:].set(poison)
-    ruined["query"] = clean["query"].at[0, 20:].set(poison)
-    call = jax.jit(jax.value_and_grad(contract.pulled(contract.function(case, "gpu", ("lse", "entropy")))))
-    (want, want_slope), (have, have_slope) = call(clean), call(ruined)
-    np.testing.assert_array_equal(have, want)
-    jax.tree.map(np.testing.assert_array_equal, have_slope, want_slope)
-    again, again_slope = call(clean)
-    np.testing.assert_array_equal(again, want)
-    jax.tree.map(np.testing.assert_array_equal, again_slope, want_slope)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from contract import Case
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from test_derivatives import forward, forward_over_reverse
 
@@ -61,19 +62,9 @@ def names(cases: list[Case]):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-def value_and_slope(call):
-    """Output and log-sum-exp, and the gradient of something of both."""
-
-    def loss(arrays):
-        made = call(arrays)
-        return contract.pulled(lambda _: made)(arrays), made
-
-    return lambda arrays, along: jax.grad(loss, has_aux=True)(arrays)
-
-
 @names(CASES)
 def test_value_and_reverse(case: Case) -> None:
-    contract.against_dense(case, "tpu", value_and_slope, 4.0)
+    contract.against_dense(case, "tpu", contract.value_and_slope, 4.0)
 
 
 @names(SEVERAL[:1])
@@ -89,7 +80,7 @@ def test_forward_over_reverse(case: Case) -> None:
 def test_results_by_columns_that_are_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     # As for long sequences: rows and columns have a kernel each.
     monkeypatch.setattr(pairwise, "WHOLE", 0)
-    contract.against_dense(Case("apart", **LONG, mask=masks.Causal("end")), "tpu", value_and_slope, 4.0)
+    contract.against_dense(Case("apart", **LONG, mask=masks.Causal("end")), "tpu", contract.value_and_slope, 4.0)
 
 
 def test_statistics_agree_with_the_tiled_loop() -> None:
@@ -161,6 +152,24 @@ def test_no_races_and_nothing_uninitialised(mask: masks.Mask | None) -> None:
     assert not interpret_pallas_call.races.races_found
     want = pairwise_xla.pairwise_sum(function, operands, masked, outputs=outputs, **options)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), have, want)
+    pltpu.reset_tpu_interpret_mode_state()
+
+
+def test_a_race_would_be_found() -> None:
+    def reads_before_the_copy_is_there(source, result, scratch, semaphore):
+        copy = pltpu.make_async_copy(source, scratch, semaphore)
+        copy.start()
+        result[...] = scratch[...]
+        copy.wait()
+
+    pl.pallas_call(
+        reads_before_the_copy_is_there,
+        out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32),
+        in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
+        scratch_shapes=[pltpu.VMEM((8, 128), jnp.float32), pltpu.SemaphoreType.DMA],
+        interpret=pltpu.InterpretParams(detect_races=True),
+    )(jnp.ones((8, 128)))
+    assert interpret_pallas_call.races.races_found
     pltpu.reset_tpu_interpret_mode_state()
 
 

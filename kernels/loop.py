@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from kernels.cut import Cut, Held, Index
 from kernels.masks.algebra import Mask, Tiling
 from kernels.schedule import Schedule, Tiles, blocks, fit
 from kernels.shapes import over_problems
-
-Index = Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -37,50 +36,6 @@ class Output:
 
     shape: tuple[int, ...]
     dtype: Any
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """How arrays on the grid are cut into tiles."""
-
-    axes: int
-    block: tuple[int, ...]
-    tile: Tiles
-
-    def place(self, shape: Sequence[int], problem: Index, row: Array | int, column: Array | int) -> tuple[Any, Any]:
-        """Start and extent of a tile in an array of that shape; the array does not vary where it has 1."""
-        grid, features = shape[: self.axes + 2], shape[self.axes + 2 :]
-        widths = (*self.block, self.tile.rows, self.tile.columns)
-        places = zip(grid, (*problem, row, column), widths, strict=True)
-        start = [jnp.int32(0 if size == 1 else index * width) for size, index, width in places]
-        extent = [1 if size == 1 else width for size, width in zip(grid, widths, strict=True)]
-        return (*start, *(jnp.int32(0) for _ in features)), (*extent, *features)
-
-    def read(self, array: Array, problem: Index, row: Array | int, column: Array | int) -> Array:
-        start, extent = self.place(array.shape, problem, row, column)
-        return lax.dynamic_slice(array, start, extent)
-
-    def add(
-        self, array: Array, part: Array, problem: Index, row: Array | int, column: Array | int, *, new: bool
-    ) -> Array:
-        """Adds a tile to an array, or puts it there if it is the first and only one; in place within a loop."""
-        start, extent = self.place(array.shape, problem, row, column)
-        repeated = tuple(axis for axis in range(self.axes) if part.shape[axis] != extent[axis])
-        part = (part.sum(axis=repeated, keepdims=True) if repeated else part).reshape(extent)
-        if not new:
-            part = part + lax.dynamic_slice(array, start, extent)
-        return lax.dynamic_update_slice(array, part.astype(array.dtype), start)
-
-    def pad(self, array: Array, tiling: Tiling) -> Array:
-        """Zeros behind the rows and columns, up to whole tiles."""
-        want = (tiling.row_tiles * self.tile.rows, tiling.column_tiles * self.tile.columns)
-        behind = [
-            0 if have == 1 else full - have for have, full in zip(array.shape[self.axes :][:2], want, strict=True)
-        ]
-        if not any(behind):
-            return array
-        widths = [(0, 0)] * self.axes + [(0, more) for more in behind] + [(0, 0)] * (array.ndim - self.axes - 2)
-        return jnp.pad(array, widths)
 
 
 def unread_to_zero(value: Array, allowed: Bool[Array, "rows columns"]) -> Array:
@@ -124,17 +79,19 @@ def tiled_loop(
     problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *leaves, *outputs)))
     tile = Tiles(fit(sizes[0], tiles.rows), fit(sizes[1], tiles.columns))
     block = blocks(problems, max(1, tiles.rows * tiles.columns // (tile.rows * tile.columns)))
-    tiling, cut = Tiling(*sizes, tile.rows, tile.columns, axes), _Cut(axes, block, tile)
+    tiling, cut = Tiling(*sizes, tile.rows, tile.columns, axes), Cut(axes, block, tile)
     schedule = Schedule.of(mask, tiling, block)
-    whole = [cut.pad(array, tiling) for array in (*operands, *leaves)]
-    by_row = [array.shape[axes + 1] == 1 for array in whole]
+    padded = [cut.pad(array, tiling) for array in (*operands, *leaves)]
+    by_row = [array.shape[axes + 1] == 1 for array in padded]
+    reads = [Held(array.shape, problems, block) for array in padded]
+    whole = [place.hold(array) for place, array in zip(reads, padded, strict=True)]
     from_state = [output.shape[axes + 1] == 1 for output in outputs]
     once = [output.shape[: axes + 2] == (*problems, sizes[0], 1) for output in outputs]
 
-    def row_tile(problem: Index, row: Array, made: Sequence[Array]) -> tuple[Array, ...]:
+    def row_tile(problem: Index, opened: Sequence[Array], row: Array, made: Sequence[Array]) -> tuple[Array, ...]:
         rows = row * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)[:, None]
         fixed = [
-            cut.read(array, problem, row, 0) if still else array for array, still in zip(whole, by_row, strict=True)
+            cut.read(array, problem, row, 0) if still else array for array, still in zip(opened, by_row, strict=True)
         ]
         state, state_structure = jax.tree.flatten(initial(tile.rows))
         state = [jnp.broadcast_to(leaf, (*block, *leaf.shape)) for leaf in state]
@@ -181,13 +138,20 @@ def tiled_loop(
 
     def at_problem(number: Array, made: Sequence[Array]) -> tuple[Array, ...]:
         problem = jnp.unravel_index(number, counts) if counts else ()
-        return lax.fori_loop(0, tiling.row_tiles, lambda row, made: row_tile(problem, row, made), made)
+        opened = [place.open(array, problem) for place, array in zip(reads, whole, strict=True)]
+        own = tuple(place.begin(array) for place, array in zip(writes, made, strict=True))
+        own = lax.fori_loop(0, tiling.row_tiles, lambda row, own: row_tile(problem, opened, row, own), own)
+        return tuple(place.close(array, part, problem) for place, array, part in zip(writes, made, own, strict=True))
 
-    start = []
-    for output, only in zip(outputs, once, strict=True):
-        # What is added to is kept in float32 or wider until the end.
-        dtype = output.dtype if only else jnp.promote_types(output.dtype, jnp.float32)
-        start.append(cut.pad(jnp.zeros(output.shape, dtype), tiling))
-    made = lax.fori_loop(0, math.prod(counts), at_problem, tuple(start))
+    # What is added to is kept in float32 or wider until the end.
+    dtypes = [
+        output.dtype if only else jnp.promote_types(output.dtype, jnp.float32)
+        for output, only in zip(outputs, once, strict=True)
+    ]
+    zeros = [cut.pad(jnp.zeros(output.shape, dtype), tiling) for output, dtype in zip(outputs, dtypes, strict=True)]
+    writes = [Held(array.shape, problems, block) for array in zeros]
+    start = tuple(place.hold(array) for place, array in zip(writes, zeros, strict=True))
+    made = lax.fori_loop(0, math.prod(counts), at_problem, start)
+    made = [place.release(array) for place, array in zip(writes, made, strict=True)]
     inside = [lax.slice(array, (0,) * array.ndim, output.shape) for array, output in zip(made, outputs, strict=True)]
     return [array.astype(output.dtype) for array, output in zip(inside, outputs, strict=True)]

@@ -43,8 +43,10 @@ class Grid:
         self, query: Shaped[Array, "*batch rows heads width"]
     ) -> Shaped[Array, "flat kv_heads groups rows 1 width"]:
         """From the caller's layout to the grid's; also for anything of a row and head with features behind."""
-        split = query.reshape(self.problems[0], self.rows, self.kv_heads, self.groups, query.shape[-1])
-        return jnp.moveaxis(split, 1, 3)[:, :, :, :, None]
+        groups = () if self.groups == 1 else (self.groups,)
+        split = query.reshape(self.problems[0], self.rows, self.kv_heads, *groups, query.shape[-1])
+        moved = jnp.moveaxis(split, 1, -2)[..., None, :]
+        return moved if groups else moved[:, :, None]
 
     def keys(self, key: Shaped[Array, "*batch columns kv_heads width"]) -> Shaped[Array, "flat kv_heads 1 1 columns w"]:
         """From the caller's layout to the grid's; also for values."""
@@ -55,7 +57,8 @@ class Grid:
         self, array: Shaped[Array, "flat kv_heads groups rows 1 width"]
     ) -> Shaped[Array, "*batch rows heads width"]:
         """From the grid's layout to the caller's."""
-        moved = jnp.moveaxis(array[:, :, :, :, 0], 3, 1)
+        flat = array[:, :, 0, :, 0] if self.groups == 1 else array[:, :, :, :, 0]
+        moved = jnp.moveaxis(flat, -2, 1)
         return moved.reshape(*self.batch, self.rows, self.kv_heads * self.groups, array.shape[-1])
 
     def rows_of_heads(

@@ -146,7 +146,7 @@ def _windows() -> Iterator[dict[str, Any]]:
     mask = masks.Window(WINDOW - 1, 0, "start")
     _, short, *_, long = LENGTHS
     for backward in (False, True):
-        seconds = interleave({str(length): _ours(length, mask, backward) for length in (short, long)}, ROUNDS)
+        seconds = interleave({str(length): _ours(length, mask, backward) for length in (short, long)}, 2 * ROUNDS)
         ratios = seconds[str(long)] / seconds[str(short)]
         what = f"{_pass(backward)}, window {WINDOW}, {long}"
         # Linear, and a tenth for what the first rows have less to read.

@@ -4,7 +4,12 @@ from kernels import masks
 from kernels.attention import attention
 from kernels.decode import decode
 from kernels.explain import Explanation, explain
-from kernels.linear.reference import linear_attention
+from kernels.linear.attention import (
+    LinearState,
+    causal_linear_attention,
+    linear_attention,
+    linear_attention_step,
+)
 from kernels.merge import merge
 from kernels.schedule import Tiles
 from kernels.statistics.requests import (
@@ -21,6 +26,7 @@ __all__ = [
     "ColumnSums",
     "Explanation",
     "Functional",
+    "LinearState",
     "Mass",
     "RowSums",
     "Statistics",
@@ -28,9 +34,11 @@ __all__ = [
     "TopKeys",
     "WindowedDistance",
     "attention",
+    "causal_linear_attention",
     "decode",
     "explain",
     "linear_attention",
+    "linear_attention_step",
     "masks",
     "merge",
 ]

@@ -13,6 +13,8 @@ from kernels.masks.algebra import Tiling
 from kernels.schedule import Tiles
 
 Index = Sequence[Any]
+Rows = tuple[Any, int]
+"""The first of some rows, and how many."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,19 @@ class Held:
         flat = lax.transpose(array, np.argsort(self.order))
         return lax.expand_dims(flat, [axis for axis in range(len(self.shape)) if axis not in self.order])
 
-    def open(self, array: Array, problem: Index) -> Array:
-        """What a block of problems reads of the array held, in the grid's order."""
-        return self.release(lax.dynamic_slice(array, *self._part(problem))) if self.apart else array
+    def open(self, array: Array, problem: Index, rows: Rows | None = None) -> Array:
+        """What a block of problems reads of the array held (of some rows), in the grid's order."""
+        return self.release(lax.dynamic_slice(array, *self._part(problem, rows))) if self.apart else array
 
     def begin(self, array: Array) -> Array:
         """What a block of problems adds to, in the grid's order."""
         return jnp.zeros([self._extent(axis) for axis in range(len(self.shape))], array.dtype) if self.apart else array
 
-    def close(self, array: Array, made: Array, problem: Index) -> Array:
-        """The array held, with what a block of problems has made of it."""
+    def close(self, array: Array, made: Array, problem: Index, rows: Rows | None = None) -> Array:
+        """The array held, with what a block of problems has made of it (of some rows)."""
         if not self.apart:
             return made
-        start, extent = self._part(problem)
+        start, extent = self._part(problem, rows)
         made = self.hold(made)
         if any(size < full for size, full in zip(self.shape, self.problems, strict=False)):
             made = made + lax.dynamic_slice(array, start, extent)
@@ -80,13 +82,17 @@ class Held:
     def _extent(self, axis: int) -> int:
         return min(self.shape[axis], self.block[axis]) if axis < len(self.block) else self.shape[axis]
 
-    def _part(self, problem: Index) -> tuple[list[Any], list[int]]:
+    def _part(self, problem: Index, rows: Rows | None) -> tuple[list[Any], list[int]]:
         """Start and extent of the part of a block of problems in the array held."""
-        extent = [self._extent(axis) for axis in self.order]
-        start = [
-            jnp.int32(0 if width == self.shape[axis] else problem[axis] * width)
-            for axis, width in zip(self.order, extent, strict=True)
-        ]
+        start, extent = [], []
+        for axis in self.order:
+            if axis == len(self.problems) and rows is not None:
+                first, width = rows
+            else:
+                width = self._extent(axis)
+                first = 0 if width == self.shape[axis] else problem[axis] * width
+            start.append(jnp.int32(first))
+            extent.append(width)
         return start, extent
 
 

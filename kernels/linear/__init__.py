@@ -1,1 +1,1 @@
-"""Attention without a softmax: linear in the scores."""
+"""Linear attention: no softmax, so that what was read is summed into a state of fixed size."""

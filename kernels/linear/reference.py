@@ -1,29 +1,38 @@
-"""Linear attention written to be read: every key read, no softmax, no normaliser."""
+"""Linear attention written to be read: all pairs, or token by token."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels.shapes import attention_grid
+
+def decay_between(log_decay: Float[Array, "*problems length"]) -> Float[Array, "*problems length length"]:
+    """exp of the log decays behind token j up to token i, at (i, j); 0 where j comes after i."""
+    passed = log_decay.cumsum(axis=-1)
+    between = passed[..., :, None] - passed[..., None, :]
+    allowed = jnp.tril(jnp.ones(between.shape[-2:], bool))
+    return jnp.where(allowed, jnp.exp(jnp.where(allowed, between, 0)), 0)
 
 
-def linear_attention(
-    query: Float[Array, "batch query_length heads width"],
-    key: Float[Array, "batch key_length kv_heads width"],
-    value: Float[Array, "batch key_length kv_heads value_width"],
-    *,
-    scale: float | None = None,
-) -> Float[Array, "batch query_length heads value_width"]:
-    """scale · query (keyᵀ value), head by head: attention whose weights are its scores.
+def decayed_product(
+    query: Float[Array, "*problems length width"],
+    key: Float[Array, "*problems length width"],
+    value: Float[Array, "*problems length value_width"],
+    log_decay: Float[Array, "*problems length"],
+) -> Float[Array, "*problems length value_width"]:
+    """Σ_{j ≤ i} decay_ij (query_i · key_j) value_j."""
+    scores = jnp.einsum("...id,...jd->...ij", query, key) * decay_between(log_decay)
+    return jnp.einsum("...ij,...je->...ie", scores, value)
 
-    The sum over keys is not divided by their number, so the output grows with key_length. Grouped queries,
-    dtypes and errors as in `kernels.attention`; scale is width ** -0.5 by default.
-    """
-    attention_grid(query, key, value)
-    batch, query_length, heads, width = query.shape
-    kv_heads = key.shape[2]
-    precision = jnp.promote_types(query.dtype, jnp.float32)
-    factor = width**-0.5 if scale is None else scale
-    state = jnp.einsum("bskw,bskv->bkwv", key, value, preferred_element_type=precision)
-    grouped = query.reshape(batch, query_length, kv_heads, heads // kv_heads, width).astype(precision)
-    output = factor * jnp.einsum("bqkgw,bkwv->bqkgv", grouped, state, preferred_element_type=precision)
-    return output.reshape(batch, query_length, heads, value.shape[3]).astype(query.dtype)
+
+def unit_solve(
+    query: Float[Array, "*problems length width"],
+    key: Float[Array, "*problems length width"],
+    target: Float[Array, "*problems length value_width"],
+    log_decay: Float[Array, "*problems length"],
+) -> Float[Array, "*problems length value_width"]:
+    """The u of which u_i + Σ_{j < i} decay_ij (query_i · key_j) u_j = target_i."""
+    scores = jnp.einsum("...id,...jd->...ij", query, key) * decay_between(log_decay)
+    strict = jnp.tril(scores, -1)
+    return jax.scipy.linalg.solve_triangular(
+        jnp.eye(strict.shape[-1], dtype=strict.dtype) + strict, target, lower=True, unit_diagonal=True
+    )

@@ -28,10 +28,10 @@ unit_solve_p = Primitive("unit_solve")
 
 
 def decayed_product(
-    query: Float[Array, "*problems length width"],
-    key: Float[Array, "*problems length width"],
-    value: Float[Array, "*problems length value_width"],
-    log_decay: Float[Array, "*problems #length"],
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    value: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems #length"],
     *,
     reverse: bool = False,
     tiles: Tiles | None = None,
@@ -42,10 +42,10 @@ def decayed_product(
 
 
 def unit_solve(
-    query: Float[Array, "*problems length width"],
-    key: Float[Array, "*problems length width"],
-    target: Float[Array, "*problems length value_width"],
-    log_decay: Float[Array, "*problems #length"],
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    target: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems #length"],
     *,
     reverse: bool = False,
     tiles: Tiles | None = None,

@@ -14,10 +14,10 @@ def decay_between(log_decay: Float[Array, "*problems length"]) -> Float[Array, "
 
 
 def decayed_product(
-    query: Float[Array, "*problems length width"],
-    key: Float[Array, "*problems length width"],
-    value: Float[Array, "*problems length value_width"],
-    log_decay: Float[Array, "*problems length"],
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    value: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems length"],
 ) -> Float[Array, "*problems length value_width"]:
     """Σ_{j ≤ i} decay_ij (query_i · key_j) value_j."""
     scores = jnp.einsum("...id,...jd->...ij", query, key) * decay_between(log_decay)
@@ -25,10 +25,10 @@ def decayed_product(
 
 
 def unit_solve(
-    query: Float[Array, "*problems length width"],
-    key: Float[Array, "*problems length width"],
-    target: Float[Array, "*problems length value_width"],
-    log_decay: Float[Array, "*problems length"],
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    target: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems length"],
 ) -> Float[Array, "*problems length value_width"]:
     """The u of which u_i + Σ_{j < i} decay_ij (query_i · key_j) u_j = target_i."""
     scores = jnp.einsum("...id,...jd->...ij", query, key) * decay_between(log_decay)

@@ -23,10 +23,10 @@ RUN = 16
 
 
 def decayed_product(
-    query: Float[Array, "*problems length width"],
-    key: Float[Array, "*problems length width"],
-    value: Float[Array, "*problems length value_width"],
-    log_decay: Float[Array, "*problems #length"],
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    value: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems #length"],
     *,
     reverse: bool,
     axes: int,
@@ -45,10 +45,10 @@ def decayed_product(
 
 
 def unit_solve(
-    query: Float[Array, "*problems length width"],
-    key: Float[Array, "*problems length width"],
-    target: Float[Array, "*problems length value_width"],
-    log_decay: Float[Array, "*problems #length"],
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    target: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems #length"],
     *,
     reverse: bool,
     axes: int,

@@ -11,6 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Float
 
+from kernels.cut import Held
 from kernels.implementation import Operation
 from kernels.loop import Output
 from kernels.pairwise.primitive import pairwise_sum, transposed, zero_of
@@ -82,7 +83,11 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
         [Output(output.shape, precision), Output(lse.shape, precision)],
         **{name: params[name] for name in _PASSED_ON},
     )
-    change_of_output = summed - change_of_lse[..., None] * output.astype(precision)
+    # In the order that loops hold such arrays in, so that nothing is copied for it.
+    problems = output.shape[: params["axes"]]
+    held = Held(output.shape, problems, problems)
+    of_lse, whole = held.hold(change_of_lse[..., None])[..., 0], held.hold(output.astype(precision))
+    change_of_output = held.release(held.hold(summed) + jnp.einsum("...,...f->...f", -of_lse, whole))
     return [output, lse], [change_of_output.astype(output.dtype), change_of_lse]
 
 

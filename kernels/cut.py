@@ -44,7 +44,7 @@ class Held:
         axes = len(self.problems)
         lead = max(axes - 2, 0)
         order = (*range(lead), axes, axes + 1, *range(lead, axes), *range(axes + 2, len(self.shape)))
-        return [axis for axis in order if axis not in (axes - 1, axes, axes + 1) or self.shape[axis] > 1]
+        return [axis for axis in order if axis not in (axes - 1, axes, axes + 1) or self.shape[axis] != 1]
 
     def hold(self, array: Array) -> Array:
         """From the grid's order to the one held; of the array or a part."""

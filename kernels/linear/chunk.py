@@ -1,10 +1,13 @@
-"""The mathematics of one chunk of linear attention, for one problem: shared by all tiled implementations.
+"""One chunk of linear attention, for one problem: the mathematics that all tiled implementations share.
 
-`passed` is the sum of log decays from the start of the chunk up to and with each of its tokens, so that every exponent
-here is a difference over what lies between two tokens: never an overflow, however long the sequence. The state that
-comes in is Σ key valueᵀ over the chunks before, decayed up to the last token before this chunk; in reverse that over
-the chunks behind, decayed back to this chunk's last token.
+`rows`, `columns` and `whole` are the sum of log decays from the start of the chunk up to and with each of its tokens,
+along either axis, and up to its end: every exponent is a difference over what lies between two tokens, so nothing
+overflows, however long the sequence. The state that comes in is Σ key valueᵀ over the chunks before, decayed up to the
+last token before this one; in reverse that over the chunks behind, decayed back to this chunk's last token.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -19,59 +22,69 @@ def passed_in_chunks(
     return tokens.reshape(*tokens.shape[:-1], -1, chunk).cumsum(axis=-1).reshape(tokens.shape)
 
 
-def weights(
-    query: Float[Array, "chunk width"],
-    key: Float[Array, "chunk width"],
-    rows: Float[Array, "chunk 1"],
-    columns: Float[Array, "1 chunk"],
-    *,
-    reverse: bool,
-    strict: bool,
-) -> Float[Array, "chunk chunk"]:
-    """Scores times the decay between query and key, of keys up to the query; in reverse of those from it on.
+@dataclass(frozen=True)
+class Chunk:
+    """In which direction, and in which dtype operands are multiplied; sums are float32 or wider."""
 
-    Args:
-      rows, columns: `passed`, along either axis.
-      strict: without the query's own.
-    """
-    size = query.shape[0]
-    later = lax.broadcasted_iota(jnp.int32, (size, size), 0) - lax.broadcasted_iota(jnp.int32, (size, size), 1)
-    between = rows - columns
-    if reverse:
-        later, between = -later, -between
-    read = later >= int(strict)
-    decay = jnp.where(read, jnp.exp(jnp.where(read, between, 0)), 0)
-    return product(query, key, 1, 1) * decay
+    reverse: bool
+    dtype: Any
+
+    def decayed_product(
+        self,
+        query: Float[Array, "chunk width"],
+        key: Float[Array, "chunk width"],
+        value: Float[Array, "chunk value_width"],
+        rows: Float[Array, "chunk 1"],
+        columns: Float[Array, "1 chunk"],
+        whole: Float[Array, "..."],
+        state: Float[Array, "width value_width"],
+    ) -> tuple[Float[Array, "chunk value_width"], Float[Array, "width value_width"]]:
+        """What the chunk's queries read, and the next state."""
+        inside = self._scores(query, key, rows, columns, strict=False)
+        output = self._multiply(inside, value, 1, 0) + self._read(query, rows, whole, state)
+        return output, self._next(key, value, rows, whole, state)
+
+    def unit_solve(
+        self,
+        query: Float[Array, "chunk width"],
+        key: Float[Array, "chunk width"],
+        target: Float[Array, "chunk value_width"],
+        rows: Float[Array, "chunk 1"],
+        columns: Float[Array, "1 chunk"],
+        whole: Float[Array, "..."],
+        state: Float[Array, "width value_width"],
+    ) -> tuple[Float[Array, "chunk value_width"], Float[Array, "width value_width"]]:
+        """The chunk's part of the solution, and the next state."""
+        inside = self._scores(query, key, rows, columns, strict=True)
+        left = target - self._read(query, rows, whole, state)
+        solution = _product(_inverse(inside), left, 1, 0)
+        return solution, self._next(key, solution, rows, whole, state)
+
+    def _scores(self, query: Array, key: Array, rows: Array, columns: Array, *, strict: bool) -> Array:
+        """Scores times the decay between query and key, of keys up to the query; in reverse of those from it on."""
+        size = query.shape[0]
+        later = lax.broadcasted_iota(jnp.int32, (size, size), 0) - lax.broadcasted_iota(jnp.int32, (size, size), 1)
+        between = rows - columns
+        if self.reverse:
+            later, between = -later, -between
+        read = later >= int(strict)
+        decay = jnp.where(read, jnp.exp(jnp.where(read, between, 0)), 0)
+        return self._multiply(query, key, 1, 1) * decay
+
+    def _read(self, query: Array, rows: Array, whole: Array, state: Array) -> Array:
+        """What queries read of the state that comes in."""
+        return self._multiply(query * jnp.exp(whole - rows if self.reverse else rows), state, 1, 0)
+
+    def _next(self, key: Array, value: Array, rows: Array, whole: Array, state: Array) -> Array:
+        decayed = key * jnp.exp(rows if self.reverse else whole - rows)
+        return state * jnp.exp(whole) + self._multiply(decayed, value, 0, 0)
+
+    def _multiply(self, a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
+        return _product(a.astype(self.dtype), b.astype(self.dtype), contract_a, contract_b)
 
 
-def from_state(
-    query: Float[Array, "chunk width"],
-    state: Float[Array, "width value_width"],
-    rows: Float[Array, "chunk 1"],
-    whole: Float[Array, "1 1"],
-    *,
-    reverse: bool,
-) -> Float[Array, "chunk value_width"]:
-    """What queries read of the state that comes in; `whole` is what has passed at the chunk's end."""
-    return product(query * jnp.exp(whole - rows if reverse else rows), state, 1, 0)
-
-
-def next_state(
-    key: Float[Array, "chunk width"],
-    value: Float[Array, "chunk value_width"],
-    state: Float[Array, "width value_width"],
-    rows: Float[Array, "chunk 1"],
-    whole: Float[Array, "1 1"],
-    *,
-    reverse: bool,
-) -> Float[Array, "width value_width"]:
-    """The state that goes out."""
-    decayed = key * jnp.exp(rows if reverse else whole - rows)
-    return state * jnp.exp(whole) + product(decayed, value, 0, 0)
-
-
-def inverse(strict: Float[Array, "chunk chunk"], *, reverse: bool) -> Float[Array, "chunk chunk"]:
-    """(1 + strict)⁻¹, strict being strictly lower (in reverse strictly upper) triangular.
+def _inverse(strict: Float[Array, "chunk chunk"]) -> Float[Array, "chunk chunk"]:
+    """(1 + strict)⁻¹, strict being strictly lower or strictly upper triangular.
 
     Blocks of the diagonal are inverted, of size 1, 2, 4 and so on: those of the next size follow from
     [[A, 0], [C, B]]⁻¹ = [[A⁻¹, 0], [-B⁻¹ C A⁻¹, B⁻¹]].
@@ -80,22 +93,19 @@ def inverse(strict: Float[Array, "chunk chunk"], *, reverse: bool) -> Float[Arra
     row = lax.broadcasted_iota(jnp.int32, (size, size), 0)
     column = lax.broadcasted_iota(jnp.int32, (size, size), 1)
     made = jnp.where(row == column, 1, jnp.zeros_like(strict))
-    block = 1
-    while block < size:
-        near = row // (2 * block) == column // (2 * block)
-        between = near & (row // block != column // block)
-        corner = jnp.where(between, strict, 0)
-        made = made - product(product(made, corner, 1, 0), made, 1, 0)
-        block *= 2
+    for level in range((size - 1).bit_length()):
+        corner = (row >> (level + 1) == column >> (level + 1)) & (row >> level != column >> level)
+        made = made - _product(_product(made, jnp.where(corner, strict, 0), 1, 0), made, 1, 0)
     return made
 
 
-def product(a: Float[Array, "i j"], b: Float[Array, "k l"], contract_a: int, contract_b: int) -> Float[Array, "m n"]:
-    """The product of two matrices over one axis of each, in full precision."""
+def _product(a: Float[Array, "i j"], b: Float[Array, "k l"], contract_a: int, contract_b: int) -> Float[Array, "m n"]:
+    """The product of two matrices over one axis of each."""
+    wide = a.dtype.itemsize > 2
     return lax.dot_general(
         a,
         b,
         (((contract_a,), (contract_b,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=a.dtype,
+        precision=lax.Precision.HIGHEST if wide else None,
+        preferred_element_type=a.dtype if wide else jnp.float32,
     )

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kernels.cut import Held
-from kernels.linear.chunk import from_state, inverse, next_state, passed_in_chunks, product, weights
+from kernels.linear.chunk import Chunk, passed_in_chunks
 from kernels.schedule import Tiles
 from kernels.shapes import accumulator
 
@@ -35,12 +35,7 @@ def decayed_product(
 ) -> list[Array]:
     """See `kernels.linear.derivatives`."""
 
-    def step(query: Array, key: Array, value: Array, passed: Array, state: Array) -> tuple[Array, Array]:
-        rows, whole = passed[:, None], passed[-1:, None]
-        inside = weights(query, key, rows, passed[None], reverse=reverse, strict=False)
-        output = product(inside, value, 1, 0) + from_state(query, state, rows, whole, reverse=reverse)
-        return output, next_state(key, value, state, rows, whole, reverse=reverse)
-
+    step = Chunk(reverse, accumulator(query.dtype)).decayed_product
     return [_over_chunks(step, query, key, value, log_decay, axes, reverse, tiles or TILES)]
 
 
@@ -57,13 +52,7 @@ def unit_solve(
 ) -> list[Array]:
     """See `kernels.linear.derivatives`."""
 
-    def step(query: Array, key: Array, target: Array, passed: Array, state: Array) -> tuple[Array, Array]:
-        rows, whole = passed[:, None], passed[-1:, None]
-        inside = weights(query, key, rows, passed[None], reverse=reverse, strict=True)
-        left = target - from_state(query, state, rows, whole, reverse=reverse)
-        solution = product(inverse(inside, reverse=reverse), left, 1, 0)
-        return solution, next_state(key, solution, state, rows, whole, reverse=reverse)
-
+    step = Chunk(reverse, accumulator(query.dtype)).unit_solve
     return [_over_chunks(step, query, key, target, log_decay, axes, reverse, tiles or SOLVE_TILES)]
 
 
@@ -77,7 +66,7 @@ def _over_chunks(
     reverse: bool,
     tiles: Tiles,
 ) -> Array:
-    """`step(query, key, value, passed, state)` gives a chunk's output and the next state; for every problem."""
+    """A step, which is a method of `Chunk`, for every chunk of every problem."""
     arrays = (query, key, value)
     problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*arrays, log_decay)))
     length, width, features = query.shape[axes], query.shape[-1], value.shape[-1]
@@ -111,7 +100,8 @@ def _over_chunks(
         by_chunk = [array.reshape(-1, chunk, array.shape[-1]) for array in own[:-1]]
 
         def visit(state: Array, arrays: Sequence[Array]) -> tuple[Array, Array]:
-            output, state = step(*(array.astype(precision) for array in arrays), state)
+            query, key, value, passed = (array.astype(precision) for array in arrays)
+            output, state = step(query, key, value, passed[:, None], passed[None], passed[-1:, None], state)
             return state, output.astype(query.dtype)
 
         chunks = (*by_chunk, own[-1].reshape(-1, chunk))

@@ -1,6 +1,6 @@
 """Causal linear attention against its recurrence in numpy, its derivatives against those of the quadratic form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 
 import kernels
 
-TILED = ["xla"]
+PALLAS = ["gpu", "tpu"]
+"""In Pallas' interpreter, in float32."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize("implementation", ["reference", *TILED])
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_is_the_recurrence(problem: Problem, implementation: str) -> None:
     """For chunks of one token, of no divisor of the length, of all tokens and more."""
@@ -115,7 +117,7 @@ def test_is_the_recurrence(problem: Problem, implementation: str) -> None:
             assert worst(have, want) < 1e-12, chunk
 
 
-@pytest.mark.parametrize("implementation", ["reference", *TILED])
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_normalised(implementation: str) -> None:
     """With features above 0 the weights sum to something."""
     with jax.enable_x64(True):
@@ -153,7 +155,55 @@ def test_any_shapes_in_float32(problem: Problem, chunk: int) -> None:
     assert worst(have, want) < 2e-5 * (1 + max(np.abs(array).max(initial=0) for array in want))
 
 
-@pytest.mark.parametrize("implementation", TILED)
+@pytest.mark.parametrize("implementation", PALLAS)
+@pytest.mark.parametrize("problem", [replace(problem, length=150, width=20) for problem in PROBLEMS], ids=str)
+def test_pallas_kernels_are_the_recurrence(problem: Problem, implementation: str) -> None:
+    arrays = problem.arrays(np.float32)
+    want = recurrence(**arrays)
+    have = jax.jit(in_chunks(implementation, 16))(arrays)
+    assert worst(have, want) < 2e-5 * max(np.abs(array).max() for array in want)
+
+
+@pytest.mark.parametrize("implementation", PALLAS)
+@pytest.mark.parametrize("problem", [Problem(length=37, state=True), Problem(length=37, delta=True)], ids=str)
+def test_derivatives_by_pallas_kernels(problem: Problem, implementation: str) -> None:
+    """Which run both kernels in both directions; against the quadratic form in float64."""
+
+    def derivatives(call, arrays):
+        def loss(arrays):
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(call(arrays)))
+
+        return jax.jit(lambda a: jax.jvp(jax.grad(loss), (a,), (a,)))(arrays)
+
+    have = derivatives(in_chunks(implementation, 16), problem.arrays(np.float32))
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda array: jnp.asarray(array, jnp.float64), problem.arrays(np.float32))
+        want = derivatives(in_chunks("reference", None), exact)
+    size = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree.leaves(want))
+    assert worst(have, want) < 5e-5 * size
+
+
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_pallas_kernels_in_bfloat16(implementation: str) -> None:
+    half = jax.tree.map(lambda array: array.astype(jnp.bfloat16), Problem(length=40, width=16).arrays(np.float32))
+    output, _ = in_chunks(implementation, 16)(half)
+    want, _, _ = recurrence(**jax.tree.map(lambda array: np.asarray(array, np.float64), half))
+    assert output.dtype == jnp.bfloat16
+    assert worst(output, want) < 2**-6 * np.abs(want).max()
+
+
+def test_one_program_exports_for_every_platform() -> None:
+    """With the native kernels in it, both of them."""
+    arrays = Problem(delta=True, batch=1, length=128, width=64, value_width=64).arrays(np.float32)
+    call = jax.jit(lambda arrays: kernels.causal_linear_attention(**arrays))
+    allowed = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    text = export.export(call, platforms=("cpu", "cuda", "tpu"), disabled_checks=allowed)(arrays).mlir_module()
+    for kernel in ("decayed_product", "unit_solve"):
+        assert text.count(f'name = "{kernel}"') >= 1
+    assert "tpu_custom_call" in text
+
+
+@pytest.mark.parametrize("implementation", ["xla"])
 @pytest.mark.parametrize(
     "problem", [Problem(state=True), Problem(delta=True, state=True), Problem(decay="head")], ids=str
 )
@@ -181,7 +231,7 @@ def test_every_derivative(problem: Problem, implementation: str) -> None:
             return jax.jit(all_of_them)(arrays, along)
 
         have, want = derivatives(in_chunks(implementation, 8)), derivatives(in_chunks("reference", None))
-        size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want))
+        size = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree.leaves(want))
         assert worst(have, want) < 1e-11 * size
 
 

@@ -103,7 +103,7 @@ def _against_jax() -> Iterator[dict[str, Any]]:
             "jattn": _ours(length, CAUSAL, backward),
             "jax.nn": _timed(_gradient(theirs) if backward else theirs, _arrays(length, 4 if backward else 3)),
         }
-        seconds = interleave(contenders, min(ROUNDS, 3))
+        seconds = interleave(contenders, ROUNDS)
         ratios = seconds["jax.nn"] / seconds["jattn"]
         what = f"{_pass(backward)}, causal, {length}"
         yield Bound(least, at_least=True).row(what, "jax.nn, times as fast", ratios, _medians(seconds))

@@ -25,9 +25,12 @@ class Case:
 
 BASELINES = "kernels.compile.baselines"
 OURS = "kernels.compile.attention"
+LINEAR = "kernels.compile.linear"
 KERNELS: dict[str, dict[str, str]] = {
     "attention": {"gpu": f"{OURS}:forward", "tpu": f"{OURS}:forward"},
     "attention-backward": {"gpu": f"{OURS}:backward", "tpu": f"{OURS}:backward"},
+    "linear-attention": {"gpu": f"{LINEAR}:forward", "tpu": f"{LINEAR}:forward"},
+    "linear-attention-backward": {"gpu": f"{LINEAR}:backward", "tpu": f"{LINEAR}:backward"},
     "jax-tpu-flash": {"tpu": f"{BASELINES}:tpu_flash"},
     "jax-tpu-flash-backward": {"tpu": f"{BASELINES}:tpu_flash_backward"},
     "jax-gpu-mha": {"gpu": f"{BASELINES}:gpu_mha"},

@@ -24,10 +24,11 @@ def passed_in_chunks(
 
 @dataclass(frozen=True)
 class Chunk:
-    """In which direction, and in which dtype operands are multiplied; sums are float32 or wider."""
+    """In which direction, and in which dtype and precision operands are multiplied; sums are float32 or wider."""
 
     reverse: bool
     dtype: Any
+    precision: lax.Precision = lax.Precision.HIGHEST
 
     def decayed_product(
         self,
@@ -80,7 +81,7 @@ class Chunk:
         return state * jnp.exp(whole) + self._multiply(decayed, value, 0, 0)
 
     def _multiply(self, a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
-        return _product(a.astype(self.dtype), b.astype(self.dtype), contract_a, contract_b)
+        return _product(a.astype(self.dtype), b.astype(self.dtype), contract_a, contract_b, self.precision)
 
 
 def _inverse(strict: Float[Array, "chunk chunk"]) -> Float[Array, "chunk chunk"]:
@@ -99,13 +100,14 @@ def _inverse(strict: Float[Array, "chunk chunk"]) -> Float[Array, "chunk chunk"]
     return made
 
 
-def _product(a: Float[Array, "i j"], b: Float[Array, "k l"], contract_a: int, contract_b: int) -> Float[Array, "m n"]:
+def _product(
+    a: Float[Array, "i j"],
+    b: Float[Array, "k l"],
+    contract_a: int,
+    contract_b: int,
+    precision: lax.Precision = lax.Precision.HIGHEST,
+) -> Float[Array, "m n"]:
     """The product of two matrices over one axis of each."""
-    wide = a.dtype.itemsize > 2
-    return lax.dot_general(
-        a,
-        b,
-        (((contract_a,), (contract_b,)), ((), ())),
-        precision=lax.Precision.HIGHEST if wide else None,
-        preferred_element_type=a.dtype if wide else jnp.float32,
-    )
+    axes = (((contract_a,), (contract_b,)), ((), ()))
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=wide)

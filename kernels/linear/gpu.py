@@ -18,8 +18,7 @@ from kernels.linear.chunk import Chunk
 from kernels.linear.padded import Padded
 from kernels.schedule import Tiles
 
-CHUNK = 64
-SOLVE_CHUNK = 32
+CHUNK = 32
 WIDEST = 256
 STATE = 4096
 """Numbers of a state that a program keeps."""
@@ -33,7 +32,7 @@ def decayed_product(
     **options: Any,
 ) -> list[Array]:
     """See `kernels.linear.derivatives`."""
-    return _kernel("decayed_product", CHUNK, query, key, value, log_decay, **options)
+    return _kernel("decayed_product", query, key, value, log_decay, **options)
 
 
 def unit_solve(
@@ -44,7 +43,7 @@ def unit_solve(
     **options: Any,
 ) -> list[Array]:
     """See `kernels.linear.derivatives`."""
-    return _kernel("unit_solve", SOLVE_CHUNK, query, key, target, log_decay, **options)
+    return _kernel("unit_solve", query, key, target, log_decay, **options)
 
 
 def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str | None:
@@ -56,7 +55,6 @@ def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str 
 
 def _kernel(
     name: str,
-    chunk: int,
     query: Array,
     key: Array,
     value: Array,
@@ -68,11 +66,12 @@ def _kernel(
     tiles: Tiles | None,
     interpret: Any = False,
 ) -> list[Array]:
-    chunk = power(min(tiles.rows if tiles else chunk, max(sizes[0], 1)))
+    chunk = power(min(tiles.rows if tiles else CHUNK, max(sizes[0], 1)))
     arrays = Padded.of((query, key, value), log_decay, axes, chunk, features=power)
     if arrays.empty:
         return [jnp.zeros(arrays.result, query.dtype)]
-    step = getattr(Chunk(reverse, query.dtype), name)
+    narrow = query.dtype.itemsize == 2
+    step = getattr(Chunk(reverse, query.dtype, lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST), name)
     chunks = arrays.length // chunk
     width, features = (arrays.arrays[number].shape[-1] for number in (0, 2))
     part = min(features, max(16, STATE // width))
@@ -108,7 +107,7 @@ def _kernel(
             spec(arrays.passed.shape, (arrays.length,)),
         ],
         out_specs=spec(output.shape, (arrays.length, part), by_part=True),
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=1),
         interpret=interpret,
         name=name,
     )(*arrays.arrays, arrays.passed)

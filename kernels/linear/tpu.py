@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
@@ -62,11 +63,13 @@ def _kernel(
     interpret: Any = False,
 ) -> list[Array]:
     chunk = round_up(min(tiles.rows if tiles else CHUNK, sizes[0]), LANES)
-    dtype = query.dtype if query.dtype == jnp.bfloat16 else jnp.float32
+    narrow = query.dtype == jnp.bfloat16
+    dtype = query.dtype if narrow else jnp.float32
     arrays = Padded.of((query, key, value), log_decay, axes, chunk)
     if arrays.empty:
         return [jnp.zeros(arrays.result, query.dtype)]
-    step = getattr(Chunk(reverse, dtype), name)
+    # The hardware rounds operands of 32 bits to bfloat16 if it may.
+    step = getattr(Chunk(reverse, jnp.float32, lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST), name)
     chunks = arrays.length // chunk
     width, features = query.shape[-1], value.shape[-1]
 

@@ -1,0 +1,1 @@
+"""What mechanisms and models share: norms, positions, feed-forward layers."""

@@ -81,6 +81,7 @@ def recurrence(
 
 
 def in_chunks(implementation: str, chunk: int | None, **options: Any):
+    @jax.jit
     def call(arrays: dict[str, Any]) -> Any:
         return kernels.causal_linear_attention(
             **arrays, **options, return_state=True, chunk=chunk, implementation=implementation
@@ -113,7 +114,7 @@ def test_is_the_recurrence(problem: Problem, implementation: str) -> None:
         arrays = problem.arrays()
         want = recurrence(**arrays)
         for chunk in (None,) if implementation == "reference" else (1, 8, problem.length, 64):
-            have = jax.jit(in_chunks(implementation, chunk))(arrays)
+            have = in_chunks(implementation, chunk)(arrays)
             assert worst(have, want) < 1e-12, chunk
 
 
@@ -122,7 +123,7 @@ def test_normalised(implementation: str) -> None:
     """With features above 0 the weights sum to something."""
     with jax.enable_x64(True):
         arrays = Problem(state=False).arrays()
-        have = jax.jit(in_chunks(implementation, 8, normalise=True, feature_map=jnp.exp))(arrays)
+        have = in_chunks(implementation, 8, normalise=True, feature_map=jnp.exp)(arrays)
         want = recurrence(**arrays | {"query": np.exp(arrays["query"]), "key": np.exp(arrays["key"])}, normalise=True)
         assert worst(have, want) < 1e-12
         constant = arrays | {"value": jnp.ones_like(arrays["value"])}
@@ -160,7 +161,7 @@ def test_any_shapes_in_float32(problem: Problem, chunk: int) -> None:
 def test_pallas_kernels_are_the_recurrence(problem: Problem, implementation: str) -> None:
     arrays = problem.arrays(np.float32)
     want = recurrence(**arrays)
-    have = jax.jit(in_chunks(implementation, 16))(arrays)
+    have = in_chunks(implementation, 16)(arrays)
     assert worst(have, want) < 2e-5 * max(np.abs(array).max() for array in want)
 
 
@@ -238,7 +239,7 @@ def test_every_derivative(problem: Problem, implementation: str) -> None:
 def test_finite_differences_of_the_decay() -> None:
     with jax.enable_x64(True):
         arrays = Problem(delta=True, state=True).arrays()
-        call = jax.jit(in_chunks("xla", 8))
+        call = in_chunks("xla", 8)
         along = jnp.sin(jnp.arange(arrays["log_decay"].size)).reshape(arrays["log_decay"].shape)
 
         def at(step):
@@ -273,11 +274,9 @@ def test_state_goes_on(delta: bool) -> None:
     then = {name: array[:, 8:13] for name, array in arrays.items()}
     one, state = in_chunks("xla", 4)(first)
     two, state = in_chunks("xla", 4)(then | {"state": state})
-    rest = []
+    rest, step = [], jax.jit(kernels.linear_attention_step)
     for token in range(13, 21):
-        output, state = kernels.linear_attention_step(
-            state, **{name: array[:, token] for name, array in arrays.items()}
-        )
+        output, state = step(state, **{name: array[:, token] for name, array in arrays.items()})
         rest.append(output)
     np.testing.assert_allclose(jnp.concatenate([one, two, jnp.stack(rest, 1)], 1), whole, atol=1e-5)
     assert worst(state, last) < 1e-5
@@ -300,7 +299,7 @@ def test_limits_of_decay() -> None:
 def test_no_token_sees_a_later_one_and_long_decays_stay_numbers() -> None:
     arrays = Problem(batch=1, length=2000, heads=2, width=8, value_width=8).arrays(np.float32)
     changed = {name: array.at[:, 1500:].set(jnp.nan) for name, array in arrays.items()}
-    call = jax.jit(in_chunks("xla", 64))
+    call = in_chunks("xla", 64)
     output, _ = call(arrays)
     assert np.isfinite(output).all()
     np.testing.assert_array_equal(call(changed)[0][:, :1472], output[:, :1472])

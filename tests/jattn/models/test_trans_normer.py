@@ -15,6 +15,12 @@ from jattn.models.trans_normer import TransNormer, TransNormerConfig
 SMALL = TransNormerConfig(vocabulary=17, width=32, layers=3, heads=4, hidden=48)
 
 
+@nnx.jit
+def run(model: TransNormer, *arguments, **options):
+    """Compiled: an operation at a time takes far longer to start."""
+    return model(*arguments, **options)
+
+
 def tokens(length: int = 24) -> jax.Array:
     return jax.random.randint(jax.random.key(3), (2, length), 0, SMALL.vocabulary)
 
@@ -24,12 +30,12 @@ def tokens(length: int = 24) -> jax.Array:
 )
 def test_prompt_then_tokens_is_one_pass(config: TransNormerConfig) -> None:
     model = TransNormer(config, rngs=nnx.Rngs(0))
-    whole, _ = model(tokens())
-    prompt, state = model(tokens()[:, :11])
-    more, state = model(tokens()[:, 11:15], state)
+    whole, _ = run(model, tokens())
+    prompt, state = run(model, tokens()[:, :11])
+    more, state = run(model, tokens()[:, 11:15], state)
     rest = []
     for place in range(15, 24):
-        logits, state = model(tokens()[:, place : place + 1], state)
+        logits, state = run(model, tokens()[:, place : place + 1], state)
         rest.append(logits)
     np.testing.assert_allclose(jnp.concatenate([prompt, more, *rest], axis=1), whole, atol=2e-4)
     assert int(state.position) == 24
@@ -38,14 +44,14 @@ def test_prompt_then_tokens_is_one_pass(config: TransNormerConfig) -> None:
 def test_the_future_is_not_seen() -> None:
     model = TransNormer(SMALL, rngs=nnx.Rngs(0))
     changed = tokens().at[:, 12:].set(0)
-    np.testing.assert_allclose(model(changed)[0][:, :12], model(tokens())[0][:, :12], atol=1e-6)
+    np.testing.assert_allclose(run(model, changed)[0][:, :12], run(model, tokens())[0][:, :12], atol=1e-6)
 
 
 def test_padding_before_the_text_counts_for_nothing() -> None:
     model = TransNormer(SMALL, rngs=nnx.Rngs(0))
     padded = jnp.concatenate([jnp.full((2, 5), 3), tokens()], axis=1)
-    logits, _ = model(padded, padding=jnp.broadcast_to(jnp.arange(29) < 5, (2, 29)))
-    np.testing.assert_allclose(logits[:, 5:], model(tokens())[0], atol=2e-4)
+    logits, _ = run(model, padded, padding=jnp.broadcast_to(jnp.arange(29) < 5, (2, 29)))
+    np.testing.assert_allclose(logits[:, 5:], run(model, tokens())[0], atol=2e-4)
 
 
 def test_memory_of_decoding_does_not_grow() -> None:

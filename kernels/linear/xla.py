@@ -100,8 +100,8 @@ def _over_chunks(
         by_chunk = [array.reshape(-1, chunk, array.shape[-1]) for array in own[:-1]]
 
         def visit(state: Array, arrays: Sequence[Array]) -> tuple[Array, Array]:
-            query, key, value, passed = (array.astype(precision) for array in arrays)
-            output, state = step(query, key, value, passed[:, None], passed[None], passed[-1:, None], state)
+            *inputs, passed = (array.astype(precision) for array in arrays)
+            output, state = step(*inputs, passed[:, None], passed[None], passed[-1:, None], state)
             return state, output.astype(query.dtype)
 
         chunks = (*by_chunk, own[-1].reshape(-1, chunk))

@@ -13,6 +13,8 @@ from jax import export
 
 import kernels
 
+FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiling is nearly all that tests of derivatives do."""
 PALLAS = ["gpu", "tpu"]
 """In Pallas' interpreter, in float32."""
 
@@ -174,7 +176,8 @@ def test_derivatives_by_pallas_kernels(problem: Problem, implementation: str) ->
         def loss(arrays):
             return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(call(arrays)))
 
-        return jax.jit(lambda a: jax.jvp(jax.grad(loss), (a,), (a,)))(arrays)
+        both = jax.jit(lambda a: jax.jvp(jax.grad(loss), (a,), (a,)), compiler_options=FAST_TO_COMPILE)
+        return both(arrays)
 
     have = derivatives(in_chunks(implementation, 16), problem.arrays(np.float32))
     with jax.enable_x64(True):
@@ -229,7 +232,7 @@ def test_every_derivative(problem: Problem, implementation: str) -> None:
 
                 return forward, second, jax.grad(norm)(arrays)
 
-            return jax.jit(all_of_them)(arrays, along)
+            return jax.jit(all_of_them, compiler_options=FAST_TO_COMPILE)(arrays, along)
 
         have, want = derivatives(in_chunks(implementation, 8)), derivatives(in_chunks("reference", None))
         size = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree.leaves(want))

@@ -223,12 +223,8 @@ def _on_grid(state: LinearState | None, grid: Grid, width: int, value_width: int
 
 
 def _read(query: Array, memory: Array) -> Array:
-    return jnp.einsum("bkgnw,bkgwv->bkgnv", *_same_groups(query.astype(memory.dtype), memory))
-
-
-def _same_groups(query: Array, memory: Array) -> tuple[Array, Array]:
-    groups = query.shape[2]
-    return query, jnp.broadcast_to(memory, (*memory.shape[:2], groups, *memory.shape[3:]))
+    """What queries of every group read of their key head's memory."""
+    return jnp.einsum("bkgnw,bkwv->bkgnv", query.astype(memory.dtype), memory[:, :, 0])
 
 
 def _last(keys: Array, added: Array, decay: Array, memory: Any, total: Any, grid: Grid) -> LinearState:

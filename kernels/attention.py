@@ -55,8 +55,9 @@ def attention(
       softcap: scores become softcap · tanh(scores / softcap), before the bias.
       sink: a logit for each head, broadcasting to (*batch, heads), that takes weight and gives no value.
       statistics: what to tell about the weights, by name or request, each at most once (`kernels.statistics.requests`).
-      implementation: "reference" (quadratic, written to be read), or "xla" or None (tiled, any platform).
-      tiles: rows and columns of scores computed at once; None: by rule.
+      implementation: "reference" (quadratic, written to be read), "xla" (tiled, any platform), "gpu", "tpu", or None
+        for that of the platform that a program is lowered for; see `explain`.
+      tiles: rows and columns of scores computed at once; None: by the device's table, else by rule.
 
     Returns:
       The output (*batch, query_length, heads, value_width), or with statistics (output, Statistics).

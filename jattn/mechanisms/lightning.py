@@ -80,11 +80,6 @@ class GatedLinearAttention(nnx.Module):
         self.angles = nnx.Param(geometric_angles(heads, width // heads)) if positions else None
         self.gate = gate
 
-    def state(self, batch: int) -> kernels.LinearState:
-        """Before the first token."""
-        head_dim = self.outer.in_features // self.heads
-        return kernels.LinearState.zeros((batch,), self.heads, head_dim * (1 if self.angles is None else 2), head_dim)
-
     def __call__(
         self,
         features: Float[Array, "batch length width"],

@@ -77,10 +77,6 @@ class TransNormer(nnx.Module):
         self.blocks = nnx.List([Block(config, layer, rngs=rngs) for layer in range(config.layers)])
         self.logits = nnx.Linear(config.width, config.vocabulary, use_bias=False, rngs=rngs)
 
-    def state(self, batch: int) -> TransNormerState:
-        """Before the first token."""
-        return TransNormerState(tuple(block.attention.state(batch) for block in self.blocks), jnp.int32(0))
-
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
@@ -95,11 +91,12 @@ class TransNormer(nnx.Module):
         Args:
           padding: true for tokens before the text begins, which count for nothing.
         """
-        state = self.state(len(tokens)) if state is None else state
-        positions = state.position + jnp.arange(tokens.shape[1])
+        position = jnp.int32(0) if state is None else state.position
+        before_each = [None] * self.config.layers if state is None else state.layers
+        positions = position + jnp.arange(tokens.shape[1])
         features, layers = self.embedding(tokens), []
-        for block, before in zip(self.blocks, state.layers, strict=True):
+        for block, before in zip(self.blocks, before_each, strict=True):
             features, after = block(features, before, positions, padding)
             layers.append(after)
         logits = self.logits(simple_rms_norm(features))
-        return logits, TransNormerState(tuple(layers), state.position + tokens.shape[1])
+        return logits, TransNormerState(tuple(layers), position + tokens.shape[1])

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernels.compile.baselines import gradient
+from kernels.compile.baselines import attention_case, gradient
 from kernels.compile.case import Case
 from kernels.linear.attention import causal_linear_attention
 
@@ -26,9 +26,7 @@ def forward(
 
     shape = (batch, length, heads, head_dim)
     # What has to be multiplied token by token: a state updated, and read.
-    return Case(
-        attend, (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),) * 3, 4.0 * batch * length * heads * head_dim**2
-    )
+    return attention_case(attend, shape, dtype, 4.0 * batch * length * heads * head_dim**2)
 
 
 def backward(**parameters: int | str | bool) -> Case:

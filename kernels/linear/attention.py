@@ -120,8 +120,9 @@ def causal_linear_attention(
         decay = jnp.broadcast_to(decay, (*decay.shape[:-1], grid.rows))
         queries, keys, values = (array.astype(precision) for array in (queries, keys, values))
     memory, total = _on_grid(state, grid, key.shape[-1], value.shape[-1])
-    kept = jnp.exp(jnp.broadcast_to(decay, (*decay.shape[:-1], grid.rows)).cumsum(axis=-1))[..., None]
-    added = values
+    added, kept = values, jnp.ones(())
+    if memory is not None:
+        kept = jnp.exp(jnp.broadcast_to(decay, (*decay.shape[:-1], grid.rows)).cumsum(axis=-1))[..., None]
     if delta_rate is not None:
         rate = _by_token("delta_rate", delta_rate, grid, precision)[..., None]
         target = values.astype(precision)

@@ -186,7 +186,6 @@ def _compiled(primitive: Primitive, *arrays: Array, **params: Any) -> list[Array
     return _program(primitive, tuple(params.items()))(*arrays)
 
 
-operations = {}
 for _primitive, _jvp, _transpose in (
     (decayed_product_p, _product_jvp, _product_transpose),
     (unit_solve_p, _solve_jvp, _solve_transpose),
@@ -199,5 +198,4 @@ for _primitive, _jvp, _transpose in (
     ad.primitive_jvps[_primitive] = _jvp
     ad.primitive_transposes[_primitive] = _transpose
     batching.primitive_batchers[_primitive] = partial(_batch, _primitive)
-    operations[_primitive] = Operation("kernels.linear", _primitive.name, _arguments)
-    operations[_primitive].register(_primitive)
+    Operation("kernels.linear", _primitive.name, _arguments).register(_primitive)

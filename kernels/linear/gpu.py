@@ -4,6 +4,7 @@ A program goes over the chunks of a problem, with its state in registers; values
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,28 +25,6 @@ STATE = 4096
 """Numbers of a state that a program keeps."""
 
 
-def decayed_product(
-    query: Float[Array, "*#problems length width"],
-    key: Float[Array, "*#problems length width"],
-    value: Float[Array, "*#problems length value_width"],
-    log_decay: Float[Array, "*#problems #length"],
-    **options: Any,
-) -> list[Array]:
-    """See `kernels.linear.derivatives`."""
-    return _kernel("decayed_product", query, key, value, log_decay, **options)
-
-
-def unit_solve(
-    query: Float[Array, "*#problems length width"],
-    key: Float[Array, "*#problems length width"],
-    target: Float[Array, "*#problems length value_width"],
-    log_decay: Float[Array, "*#problems #length"],
-    **options: Any,
-) -> list[Array]:
-    """See `kernels.linear.derivatives`."""
-    return _kernel("unit_solve", query, key, target, log_decay, **options)
-
-
 def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str | None:
     """Why the functions here cannot take these, or None; of arrays or their shapes."""
     if query.dtype == jnp.float64:
@@ -55,10 +34,10 @@ def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str 
 
 def _kernel(
     name: str,
-    query: Array,
-    key: Array,
-    value: Array,
-    log_decay: Array,
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    value: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems #length"],
     *,
     reverse: bool,
     axes: int,
@@ -66,6 +45,7 @@ def _kernel(
     tiles: Tiles | None,
     interpret: Any = False,
 ) -> list[Array]:
+    """What the method of `Chunk` of that name computes; see `kernels.linear.derivatives`."""
     chunk = power(min(tiles.rows if tiles else CHUNK, max(sizes[0], 1)))
     arrays = Padded.of((query, key, value), log_decay, axes, chunk, features=power)
     if arrays.empty:
@@ -112,3 +92,7 @@ def _kernel(
         name=name,
     )(*arrays.arrays, arrays.passed)
     return [made[..., : sizes[0], : value.shape[-1]]]
+
+
+decayed_product = partial(_kernel, "decayed_product")
+unit_solve = partial(_kernel, "unit_solve")

@@ -1,6 +1,7 @@
 """Linear attention in Pallas for TPUs: the chunks of a problem one after the other, its state in vector memory."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,28 +20,6 @@ CHUNK = 128
 WIDEST = 512
 
 
-def decayed_product(
-    query: Float[Array, "*#problems length width"],
-    key: Float[Array, "*#problems length width"],
-    value: Float[Array, "*#problems length value_width"],
-    log_decay: Float[Array, "*#problems #length"],
-    **options: Any,
-) -> list[Array]:
-    """See `kernels.linear.derivatives`."""
-    return _kernel("decayed_product", query, key, value, log_decay, **options)
-
-
-def unit_solve(
-    query: Float[Array, "*#problems length width"],
-    key: Float[Array, "*#problems length width"],
-    target: Float[Array, "*#problems length value_width"],
-    log_decay: Float[Array, "*#problems #length"],
-    **options: Any,
-) -> list[Array]:
-    """See `kernels.linear.derivatives`."""
-    return _kernel("unit_solve", query, key, target, log_decay, **options)
-
-
 def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str | None:
     """Why the functions here cannot take these, or None; of arrays or their shapes."""
     if query.dtype == jnp.float64:
@@ -51,10 +30,10 @@ def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str 
 
 def _kernel(
     name: str,
-    query: Array,
-    key: Array,
-    value: Array,
-    log_decay: Array,
+    query: Float[Array, "*#problems length width"],
+    key: Float[Array, "*#problems length width"],
+    value: Float[Array, "*#problems length value_width"],
+    log_decay: Float[Array, "*#problems #length"],
     *,
     reverse: bool,
     axes: int,
@@ -62,6 +41,7 @@ def _kernel(
     tiles: Tiles | None,
     interpret: Any = False,
 ) -> list[Array]:
+    """What the method of `Chunk` of that name computes; see `kernels.linear.derivatives`."""
     chunk = round_up(min(tiles.rows if tiles else CHUNK, sizes[0]), LANES)
     narrow = query.dtype == jnp.bfloat16
     dtype = query.dtype if narrow else jnp.float32
@@ -113,3 +93,7 @@ def _kernel(
         name=name,
     )(*inputs, passed)
     return [made[..., : sizes[0], :].astype(query.dtype)]
+
+
+decayed_product = partial(_kernel, "decayed_product")
+unit_solve = partial(_kernel, "unit_solve")

@@ -5,7 +5,8 @@ everything else stays in the processor's cache, however long the sequence.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
@@ -22,7 +23,9 @@ RUN = 16
 """Chunks in a run."""
 
 
-def decayed_product(
+def _over_chunks(
+    name: str,
+    default: Tiles,
     query: Float[Array, "*#problems length width"],
     key: Float[Array, "*#problems length width"],
     value: Float[Array, "*#problems length value_width"],
@@ -33,48 +36,16 @@ def decayed_product(
     sizes: tuple[int, int],
     tiles: Tiles | None,
 ) -> list[Array]:
-    """See `kernels.linear.derivatives`."""
-
-    step = Chunk(reverse, accumulator(query.dtype)).decayed_product
-    return [_over_chunks(step, query, key, value, log_decay, axes, reverse, tiles or TILES)]
-
-
-def unit_solve(
-    query: Float[Array, "*#problems length width"],
-    key: Float[Array, "*#problems length width"],
-    target: Float[Array, "*#problems length value_width"],
-    log_decay: Float[Array, "*#problems #length"],
-    *,
-    reverse: bool,
-    axes: int,
-    sizes: tuple[int, int],
-    tiles: Tiles | None,
-) -> list[Array]:
-    """See `kernels.linear.derivatives`."""
-
-    step = Chunk(reverse, accumulator(query.dtype)).unit_solve
-    return [_over_chunks(step, query, key, target, log_decay, axes, reverse, tiles or SOLVE_TILES)]
-
-
-def _over_chunks(
-    step: Callable[..., tuple[Array, Array]],
-    query: Array,
-    key: Array,
-    value: Array,
-    log_decay: Array,
-    axes: int,
-    reverse: bool,
-    tiles: Tiles,
-) -> Array:
-    """A step, which is a method of `Chunk`, for every chunk of every problem."""
+    """What the method of `Chunk` of that name computes; see `kernels.linear.derivatives`."""
+    step = getattr(Chunk(reverse, accumulator(query.dtype)), name)
     arrays = (query, key, value)
     problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*arrays, log_decay)))
-    length, width, features = query.shape[axes], query.shape[-1], value.shape[-1]
+    length, width, features = sizes[0], query.shape[-1], value.shape[-1]
     shape = (*problems, length, features)
     if 0 in (*shape, width):
-        return jnp.zeros(shape, query.dtype)
+        return [jnp.zeros(shape, query.dtype)]
     precision = accumulator(query.dtype)
-    chunk = min(tiles.rows, length)
+    chunk = min((tiles or default).rows, length)
     run = chunk * min(RUN, -(-length // chunk))
     runs = -(-length // run)
     behind = [(0, 0)] * axes + [(0, runs * run - length)]
@@ -112,4 +83,8 @@ def _over_chunks(
     made = write.hold(jnp.zeros(write.shape, query.dtype))
     states = jnp.zeros((math.prod(problems), width, features), precision)
     made, _ = lax.fori_loop(0, runs * math.prod(problems), at, (made, states))
-    return write.release(made)[..., :length, 0, :]
+    return [write.release(made)[..., :length, 0, :]]
+
+
+decayed_product = partial(_over_chunks, "decayed_product", TILES)
+unit_solve = partial(_over_chunks, "unit_solve", SOLVE_TILES)

@@ -12,6 +12,7 @@ from kernels.linear.attention import (
 )
 from kernels.merge import merge
 from kernels.schedule import Tiles
+from kernels.sparse.attention import block_sparse_attention
 from kernels.statistics.requests import (
     ColumnSums,
     Functional,
@@ -34,6 +35,7 @@ __all__ = [
     "TopKeys",
     "WindowedDistance",
     "attention",
+    "block_sparse_attention",
     "causal_linear_attention",
     "decode",
     "explain",

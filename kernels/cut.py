@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from kernels.masks.algebra import Tiling
 from kernels.schedule import Tiles
+from kernels.shapes import per_entry
 
 Index = Sequence[Any]
 Rows = tuple[Any, int]
@@ -33,7 +34,7 @@ class Held:
     @property
     def apart(self) -> bool:
         """Whether a block of problems has its own part."""
-        return len(self.shape) > len(self.problems) + 2
+        return len(self.shape) > len(self.problems) + 2 and not per_entry(self.shape, len(self.problems))
 
     @property
     def order(self) -> list[int]:
@@ -132,6 +133,8 @@ class Cut:
 
     def pad(self, array: Array, tiling: Tiling) -> Array:
         """Zeros behind the rows and columns, up to whole tiles."""
+        if per_entry(array.shape, self.axes):
+            return array
         want = (tiling.row_tiles * self.tile.rows, tiling.column_tiles * self.tile.columns)
         behind = [
             0 if have == 1 else full - have for have, full in zip(array.shape[self.axes :][:2], want, strict=True)
@@ -140,3 +143,29 @@ class Cut:
             return array
         widths = [(0, 0)] * self.axes + [(0, more) for more in behind] + [(0, 0)] * (array.ndim - self.axes - 2)
         return jnp.pad(array, widths)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """How arrays with a number for each entry of a block table are read and added to."""
+
+    cut: Cut
+    row_tiles: int
+    """How many row tiles a block has."""
+
+    def read(self, array: Array, problem: Index, row: Array, entry: Array) -> Array:
+        """The numbers of an entry, one a problem, as a tile with rows and columns of 1."""
+        return self._numbers.read(self._flat(array), problem, row // self.row_tiles, entry)
+
+    def add(self, array: Array, part: Array, problem: Index, row: Array, entry: Array) -> Array:
+        """Adds to the numbers of an entry."""
+        made = self._numbers.add(self._flat(array), part, problem, row // self.row_tiles, entry, new=False)
+        return made.reshape(array.shape)
+
+    @property
+    def _numbers(self) -> Cut:
+        return Cut(self.cut.axes, self.cut.block, Tiles(1, 1))
+
+    def _flat(self, array: Array) -> Array:
+        """Row blocks and entries as if they were rows and columns."""
+        return array.reshape(*array.shape[: self.cut.axes], *array.shape[-3:-1])

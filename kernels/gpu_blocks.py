@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool
 from kernels.gpu_compact import COLUMNS, ROWS, Compact
 from kernels.layout import GridArray
 from kernels.masks.algebra import Mask, Tiling
+from kernels.masks.block_table import BlockTable, split_table
 from kernels.masks.elementwise import not_elementwise
-from kernels.schedule import Tiles, place_in_table, visit_table
+from kernels.schedule import Tiles, cut_blocks, place_in_table, visit_table
 
 LEAST = 16
 """The least size in a matrix product."""
@@ -46,9 +47,16 @@ def power(size: int) -> int:
     return max(LEAST, 1 << (size - 1).bit_length())
 
 
-def fit(sizes: tuple[int, int], tiles: Tiles, one: bool = False) -> Tiles:
-    """Tiles as Triton wants them, not above what is needed for the sizes. `one`: a tile of a size of 1 is 1."""
-    wanted = (tiles.rows, tiles.columns)
+def fit(sizes: tuple[int, int], tiles: Tiles, table: BlockTable | None, one: bool = False) -> Tiles:
+    """Tiles as Triton wants them, not above what is needed for the sizes, nor longer than divides a table's blocks.
+
+    `one`: a tile of a size of 1 is 1.
+    """
+    wanted = [tiles.rows, tiles.columns]
+    if table is not None:
+        # The largest power of 2 that divides the block, where there are several blocks.
+        parts = [block & -block if size > block else size for size, block in zip(sizes, table.blocks, strict=True)]
+        wanted = [min(tile, part) for tile, part in zip(wanted, parts, strict=True)]
     rows, columns = (
         1 if one and size == 1 else min(power(tile), power(size)) for size, tile in zip(sizes, wanted, strict=True)
     )
@@ -248,21 +256,23 @@ def _unravel(number: Any, sizes: Sequence[int]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Operands of a kernel and behind them the leaves of its mask."""
+    """Operands of a kernel and behind them the leaves of its mask, but for a block table, which says where to go."""
 
     operands: tuple[Layout, ...]
     leaves: tuple[Layout, ...]
     structure: Any
     tiling: Tiling
+    table: BlockTable | None
 
     @staticmethod
     def of(
         operands: Sequence[Any], mask: Mask | None, tiling: Tiling, varies: Sequence[tuple[bool, bool]] = ()
     ) -> "Inputs":
         """Of arrays or their shapes; how the first operands vary can be said."""
-        leaves, structure = jax.tree.flatten(mask)
+        table, rest = split_table(mask)
+        leaves, structure = jax.tree.flatten(rest)
         layouts = tuple(Layout(tuple(a.shape), a.dtype, tiling, v) for a, v in zip_longest(operands, varies))
-        return Inputs(layouts, tuple(Layout.of_leaf(leaf, tiling) for leaf in leaves), structure, tiling)
+        return Inputs(layouts, tuple(Layout.of_leaf(leaf, tiling) for leaf in leaves), structure, tiling, table)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -274,7 +284,8 @@ class Inputs:
         for leaf in self.leaves:
             if leaf.features:
                 reasons.append(f"a mask with an array of shape {leaf.shape[leaf.axes :]} for each problem")
-        foreign = not_elementwise(mask, self.tiling.problem_axes)
+        reasons.append(cut_blocks(self.table, self.tiling))
+        foreign = not_elementwise(split_table(mask)[1], self.tiling.problem_axes)
         if foreign is not None:
             reasons.append(f"a mask that takes more than arithmetic on positions and its arrays: {foreign}")
         return next((reason for reason in reasons if reason is not None), None)
@@ -311,7 +322,7 @@ def call(
     kernel: Any,
     walk: Walk,
     inputs: Inputs,
-    arrays: Sequence[Array],
+    operands: Sequence[Array],
     mask: Mask | None,
     outputs: Sequence[tuple[Any, pl.BlockSpec]],
     *,
@@ -319,8 +330,9 @@ def call(
     name: str,
     interpret: Any,
 ) -> Sequence[Array]:
-    """Run `kernel(table or None, *input refs, *output refs)` in every program of a walk."""
+    """Run `kernel(table or None, *input refs, *output refs)` for those operands in every program of a walk."""
     tables = [] if walk.table is None else [visit_table(mask, walk.tiling, walk.own)]
+    arrays = [*operands, *jax.tree.leaves(split_table(mask)[1])]
     ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
     return pl.pallas_call(
         kernel if tables else lambda *refs: kernel(None, *refs),

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from kernels.masks.algebra import Tiling
+from kernels.shapes import per_entry
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class GridArray:
     @property
     def unsupported(self) -> str | None:
         """Why it cannot be given to a kernel."""
+        if per_entry(self.shape, self.axes):
+            return "numbers for the entries of a block table (log gates)"
         if len(self.features) > 1 or (self.features and all(self.along)):
             return f"an array of shape {self.shape[self.axes :]} for each problem"
         return "float64" if self.dtype == jnp.float64 else None

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from kernels.cut import Cut, Held, Index
+from kernels.cut import Cut, Entries, Held, Index
 from kernels.masks.algebra import Mask, Tiling
-from kernels.schedule import Schedule, Tiles, blocks, fit
-from kernels.shapes import over_problems
+from kernels.masks.block_table import split_table
+from kernels.schedule import Schedule, Tiles, blocks, fit, fit_within_blocks
+from kernels.shapes import over_problems, per_entry
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,17 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Output:
-    """An array that a loop makes: its shape on the grid, and dtype. It is summed over every axis where it has 1."""
+    """An array that a loop makes: its shape on the grid, and dtype. It is summed over every axis where it has 1.
+
+    One with a number for each entry of a block table (`kernels.shapes.per_entry`) is summed over what the entry reads.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
+
+    def along_columns(self, axes: int) -> bool:
+        """Whether it has several results for a row tile."""
+        return self.shape[axes + 1] > 1 or per_entry(self.shape, axes)
 
 
 def unread_to_zero(value: Array, allowed: Bool[Array, "rows columns"]) -> Array:
@@ -70,22 +78,32 @@ def tiled_loop(
       initial: the state of a row tile of that many rows, for one problem.
       finish: what a row tile's final state adds to each of the outputs that do not vary along columns.
       operands: arrays on the grid: `axes` problem axes, rows, columns, features.
-      mask: a mask on the grid.
+      mask: a mask on the grid; if it has a block table, tiles are those of its lists.
       sizes: rows and columns.
     """
     if 0 in sizes or any(0 in output.shape for output in outputs):
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
+    whole_mask = mask
+    table, mask = split_table(mask)
     leaves, structure = jax.tree.flatten(mask)
-    problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *leaves, *outputs)))
+    arrays = (*operands, *outputs, *jax.tree.leaves(whole_mask))
+    problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in arrays))
     tile = Tiles(fit(sizes[0], tiles.rows), fit(sizes[1], tiles.columns))
-    block = blocks(problems, max(1, tiles.rows * tiles.columns // (tile.rows * tile.columns)))
+    together = problems
+    if table is not None:
+        tile = fit_within_blocks(table, tiles, sizes)
+        lists = jnp.broadcast_shapes(*(array.shape[:axes] for array in jax.tree.leaves(table)))
+        together = tuple(size if same == 1 else 1 for size, same in zip(problems, lists, strict=True))
+    block = blocks(together, max(1, tiles.rows * tiles.columns // (tile.rows * tile.columns)))
     tiling, cut = Tiling(*sizes, tile.rows, tile.columns, axes), Cut(axes, block, tile)
-    schedule = Schedule.of(mask, tiling, block)
+    schedule = Schedule.of(whole_mask, tiling, block)
+    entries = Entries(cut, 1 if table is None else -(-table.rows // tile.rows))
     padded = [cut.pad(array, tiling) for array in (*operands, *leaves)]
-    by_row = [array.shape[axes + 1] == 1 for array in padded]
+    gates = [per_entry(array.shape, axes) for array in operands] + [False] * len(leaves)
+    by_row = [array.shape[axes + 1] == 1 and not gate for array, gate in zip(padded, gates, strict=True)]
     reads = [Held(array.shape, problems, block) for array in padded]
     whole = [place.hold(array) for place, array in zip(reads, padded, strict=True)]
-    from_state = [output.shape[axes + 1] == 1 for output in outputs]
+    from_state = [not output.along_columns(axes) for output in outputs]
     once = [output.shape[: axes + 2] == (*problems, sizes[0], 1) for output in outputs]
 
     def row_tile(problem: Index, opened: Sequence[Array], row: Array, made: Sequence[Array]) -> tuple[Array, ...]:
@@ -97,7 +115,7 @@ def tiled_loop(
         state = [jnp.broadcast_to(leaf, (*block, *leaf.shape)) for leaf in state]
 
         def visit(masked: bool, number: Array, held: tuple[Any, Any]) -> tuple[Any, Any]:
-            column = schedule.column(problem, row, number)
+            column, entry = schedule.column(problem, row, number), schedule.entry(problem, row, number)
             columns = column * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)[None]
 
             def one(*arrays: Array) -> tuple[list[Array], list[Array]]:
@@ -113,13 +131,17 @@ def tiled_loop(
                 return jax.tree.leaves(state), added
 
             tiles_here = [
-                array if still else cut.read(array, problem, row, column)
-                for array, still in zip(fixed, by_row, strict=True)
+                array
+                if still
+                else (entries.read(array, problem, row, entry) if gate else cut.read(array, problem, row, column))
+                for array, still, gate in zip(fixed, by_row, gates, strict=True)
             ]
             state, added = over_problems(one, [*held[0], *tiles_here], axes)
             parts, made = iter(added), list(held[1])
             for which, here in enumerate(from_state):
-                if not here:
+                if per_entry(outputs[which].shape, axes):
+                    made[which] = entries.add(made[which], next(parts), problem, row, entry)
+                elif not here:
                     made[which] = cut.add(made[which], next(parts), problem, row, column, new=False)
             return state, made
 

@@ -114,6 +114,19 @@ def attention_grid(query: Array, key: Array, value: Array) -> Grid:
     return Grid(query.shape[:-3], kv_heads, heads // kv_heads, query.shape[-3], key.shape[-3])
 
 
+def per_entry(shape: Sequence[int], axes: int) -> bool:
+    """Whether an array on the grid has a number for each entry of a block table.
+
+    It has 1 for rows and columns, and behind them axes of (row blocks, entries, 1); a tile of it is one number.
+    """
+    return len(shape) == axes + 5
+
+
+def tile_features(shape: Sequence[int], axes: int) -> tuple[int, ...]:
+    """The axes of a tile of an array on the grid behind its rows and columns."""
+    return () if per_entry(shape, axes) else tuple(shape[axes + 2 :])
+
+
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     """What sums are kept in: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool
 
 from kernels.loop import Pairs
 from kernels.masks.algebra import Mask, Tiling
+from kernels.masks.block_table import BlockTable, split_table
 from kernels.masks.elementwise import not_elementwise
-from kernels.schedule import place_in_table, visit_table, visit_table_size
+from kernels.schedule import cut_blocks, place_in_table, visit_table, visit_table_size
 from kernels.tpu_layout import LANES, Ids, Layout, Part, to_column
 
 TABLE_LIMIT = 1 << 16
@@ -40,6 +41,8 @@ class Walk:
     """Sizes of the problem axes of the table; None where there is none: all tiles are full."""
     whole: tuple[int, ...] | None = None
     """Problem axes that the results kept whole are summed over, `summed` and perhaps more; None: there are none."""
+    listed: int | None = None
+    """The most column tiles that a row tile visits, where a block table bounds it."""
 
     @property
     def kept(self) -> list[int]:
@@ -64,13 +67,18 @@ class Walk:
 
     @property
     def others(self) -> int:
-        """How many tiles are visited for each own one."""
+        """How many tiles there are to visit for each own one."""
         return math.prod(count for count, own in zip(self._tiles, self.own, strict=True) if not own)
+
+    @property
+    def visits(self) -> int:
+        """How many of them there is time for; the rest are empty."""
+        return self.others if self.listed is None or self.own[1] else max(1, min(self.others, self.listed))
 
     @cached_property
     def grid(self) -> tuple[int, ...]:
         own = [count for count, own in zip(self._tiles, self.own, strict=True) if own]
-        visits = [] if all(self.own) else [self.others]
+        visits = [] if all(self.own) else [self.visits]
         return (*(self.problems[a] for a in self.kept), *own, *(self.problems[a] for a in self.over), *visits)
 
     @property
@@ -125,12 +133,16 @@ class Walk:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Operands of a kernel and behind them the leaves of its mask, and what a step makes of them."""
+    """Operands of a kernel and behind them the leaves of its mask, and what a step makes of them.
+
+    A block table is not among them: it says where to go.
+    """
 
     operands: tuple[Layout, ...]
     leaves: tuple[Layout, ...]
     structure: Any
     tiling: Tiling
+    table: BlockTable | None
 
     @staticmethod
     def of(
@@ -140,10 +152,10 @@ class Inputs:
         varies: Sequence[tuple[bool, bool]] = (),
     ) -> "Inputs":
         """Of arrays or their shapes; how the first operands vary can be said."""
-        leaves, structure = jax.tree.flatten(mask)
-
+        table, rest = split_table(mask)
+        leaves, structure = jax.tree.flatten(rest)
         layouts = [Layout(tuple(a.shape), a.dtype, tiling, v) for a, v in zip_longest((*operands, *leaves), varies)]
-        return Inputs(tuple(layouts[: len(operands)]), tuple(layouts[len(operands) :]), structure, tiling)
+        return Inputs(tuple(layouts[: len(operands)]), tuple(layouts[len(operands) :]), structure, tiling, table)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -224,7 +236,7 @@ def call(
     kernel: Any,
     walk: Walk,
     inputs: Inputs,
-    arrays: Sequence[Array],
+    operands: Sequence[Array],
     mask: Mask | None,
     outputs: Sequence[tuple[Any, pl.BlockSpec]],
     scratch: Sequence[Any],
@@ -232,12 +244,13 @@ def call(
     name: str,
     interpret: Any,
 ) -> Sequence[Array]:
-    """Run `kernel(table or None, *input refs, *output refs, *scratch refs)` at every step of a walk."""
+    """Run `kernel(table or None, *input refs, *output refs, *scratch refs)` for operands at every step of a walk."""
     tables = [] if walk.table is None else [_table(mask, walk)]
     if not interpret:
         # The compiler would keep it in vector memory, from where a copy to scalar memory is slower than from outside.
         tables = [pltpu.with_memory_space_constraint(table, pltpu.HBM) for table in tables]
     specs = [walk.spec(layout) for layout in inputs.layouts]
+    arrays = [*operands, *jax.tree.leaves(split_table(mask)[1])]
     ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
     return pl.pallas_call(
         kernel if tables else lambda *refs: kernel(None, *refs),
@@ -268,7 +281,10 @@ def unsupported(inputs: Inputs, mask: Mask | None, outputs: Sequence[Layout]) ->
     for layout in (*inputs.layouts, *outputs):
         if layout.unsupported:
             return layout.unsupported
-    foreign = not_elementwise(mask, inputs.tiling.problem_axes)
+    cut = cut_blocks(inputs.table, inputs.tiling)
+    if cut is not None:
+        return cut
+    foreign = not_elementwise(split_table(mask)[1], inputs.tiling.problem_axes)
     if foreign is not None:
         return f"a mask that takes more than arithmetic on positions and its arrays: {foreign}"
     numbers = visit_table_size(mask, inputs.tiling)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.layout import GridArray
+from kernels.masks.block_table import BlockTable
 from kernels.schedule import Tiles
 
 LANES = 128
@@ -27,14 +28,23 @@ def round_up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
-def fit(sizes: tuple[int, int], tiles: Tiles) -> Tiles:
-    """Tiles that cut the sizes into equal parts, not many more than asked, in units of the hardware."""
+def fit(sizes: tuple[int, int], tiles: Tiles, table: BlockTable | None) -> Tiles:
+    """Tiles that cut the sizes into equal parts, not many more than asked, in units of the hardware.
 
-    def one(size: int, tile: int, unit: int) -> int:
-        parts = max(1, -(-size // tile))
-        return round_up(max(1, -(-size // parts)), unit)
+    Those of a table's blocks are the longest that divide them; where none does, the least there is.
+    """
+    blocks = sizes if table is None else table.blocks
 
-    return Tiles(one(sizes[0], tiles.rows, SUBLANES), one(sizes[1], tiles.columns, LANES))
+    def one(size: int, block: int, tile: int, unit: int) -> int:
+        if size <= block:
+            parts = max(1, -(-size // tile))
+            return round_up(max(1, -(-size // parts)), unit)
+        fitting = [part for part in range(unit, max(tile, unit) + 1, unit) if block % part == 0]
+        return max(fitting, default=unit)
+
+    units = (SUBLANES, LANES)
+    rows, columns = map(one, sizes, blocks, (tiles.rows, tiles.columns), units)
+    return Tiles(rows, columns)
 
 
 def to_column(line: Float[Array, "1 n"]) -> Float[Array, "n 1"]:

@@ -26,9 +26,12 @@ class Case:
 BASELINES = "kernels.compile.baselines"
 OURS = "kernels.compile.attention"
 LINEAR = "kernels.compile.linear"
+SPARSE = "kernels.compile.sparse"
 KERNELS: dict[str, dict[str, str]] = {
     "attention": {"gpu": f"{OURS}:forward", "tpu": f"{OURS}:forward"},
     "attention-backward": {"gpu": f"{OURS}:backward", "tpu": f"{OURS}:backward"},
+    "block-sparse-attention": {"gpu": f"{SPARSE}:forward", "tpu": f"{SPARSE}:forward"},
+    "block-sparse-attention-backward": {"gpu": f"{SPARSE}:backward", "tpu": f"{SPARSE}:backward"},
     "linear-attention": {"gpu": f"{LINEAR}:forward", "tpu": f"{LINEAR}:forward"},
     "linear-attention-backward": {"gpu": f"{LINEAR}:backward", "tpu": f"{LINEAR}:backward"},
     "jax-tpu-flash": {"tpu": f"{BASELINES}:tpu_flash"},

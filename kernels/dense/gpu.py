@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from kernels.gpu_blocks import Inputs, Launch, Layout, Walk, call, fit, power, touched
 from kernels.masks.algebra import Mask, Tiling
+from kernels.masks.block_table import split_table
 from kernels.pairwise.tiles import Scores
 from kernels.schedule import Tiles, table_problems
 
@@ -57,7 +58,7 @@ def attention(
         kernel,
         plan.walk,
         plan.inputs,
-        [*operands, *jax.tree.leaves(mask)],
+        operands,
         mask,
         [(jax.ShapeDtypeStruct(out.memory_shape, out.dtype), out.spec) for out in (plan.output, plan.lse)],
         launch=plan.launch,
@@ -93,7 +94,7 @@ class _Plan:
         )
         width = max(power(query.shape[-1]), power(value.shape[-1]))
         launch = default_launch(query.dtype, width)
-        tile = fit(sizes, tiles or launch.tiles)
+        tile = fit(sizes, tiles or launch.tiles, split_table(mask)[0])
         tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
         return _Plan(
             launch,

@@ -20,8 +20,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from kernels.masks.algebra import Mask, Tiling
+from kernels.masks.block_table import split_table
 from kernels.pairwise.tiles import Scores
-from kernels.schedule import Tiles, table_problems
+from kernels.schedule import Tiles, most_listed, table_problems
 from kernels.tpu_blocks import Inputs, Walk, call, unsupported
 from kernels.tpu_layout import LANES, Layout, fit, to_column, to_line
 
@@ -66,7 +67,7 @@ def attention(
         kernel,
         plan.walk,
         plan.inputs,
-        [*operands, *jax.tree.leaves(mask)],
+        operands,
         mask,
         [plan.walk.result(plan.output), plan.walk.result(plan.lse)],
         plan.scratch,
@@ -97,11 +98,12 @@ class _Plan:
     def of(operands: Sequence[Any], mask: Any, sizes: tuple[int, int], axes: int, tiles: Tiles | None) -> "_Plan":
         query, _, value = operands[:3]
         problems = np.broadcast_shapes(*(array.shape[:axes] for array in (*operands, *jax.tree.leaves(mask))))
-        tile = fit(sizes, tiles or default_tiles(operands, mask))
+        table = split_table(mask)[0]
+        tile = fit(sizes, tiles or default_tiles(operands, mask), table)
         tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
         return _Plan(
             Inputs.of(operands, mask, tiling, _VARIES),
-            Walk(problems, (), (True, False), tiling, table_problems(mask, tiling)),
+            Walk(problems, (), (True, False), tiling, table_problems(mask, tiling), listed=most_listed(table, tiling)),
             Layout((*problems, sizes[0], 1, value.shape[-1]), query.dtype, tiling, _VARIES[0]),
             Layout((*problems, sizes[0], 1), jnp.float32, tiling, _VARIES[0]),
         )

@@ -10,6 +10,23 @@ the key position of query 0. Masks are pytrees: what is an array may be traced a
 
 from kernels.masks.algebra import And, Mask, Not, Or
 from kernels.masks.arrays import Blocks, Dense, Segments, Where
-from kernels.masks.positions import Causal, Lengths, Prefix, Window
+from kernels.masks.block_table import BlockTable
+from kernels.masks.positions import At, Causal, Lengths, Local, Prefix, Window
 
-__all__ = ["And", "Blocks", "Causal", "Dense", "Lengths", "Mask", "Not", "Or", "Prefix", "Segments", "Where", "Window"]
+__all__ = [
+    "And",
+    "At",
+    "BlockTable",
+    "Blocks",
+    "Causal",
+    "Dense",
+    "Lengths",
+    "Local",
+    "Mask",
+    "Not",
+    "Or",
+    "Prefix",
+    "Segments",
+    "Where",
+    "Window",
+]

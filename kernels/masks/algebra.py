@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from kernels.shapes import Grid, over_problems
 
+_Class = TypeVar("_Class")
 Positions = Int[Array, "..."]
 Coverage = tuple[Bool[Array, "..."], Bool[Array, "..."]]
 """May a tile allow something; does it surely allow everything. (*problems, row tiles, column tiles)."""
@@ -18,13 +19,18 @@ Coverage = tuple[Bool[Array, "..."], Bool[Array, "..."]]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Rows and columns cut into tiles; the last of each may reach past the end."""
+    """Rows and columns cut into tiles; the last of each may reach past the end.
+
+    What is asked is about every pair of them, or with `listed` about the column tiles that are listed for each row
+    tile; what is said has that shape.
+    """
 
     rows: int
     columns: int
     tile_rows: int
     tile_columns: int
     problem_axes: int = 3
+    listed: Int[Array, "*problems row_tiles entries"] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def row_tiles(self) -> int:
@@ -35,9 +41,10 @@ class Tiling:
         return -(-self.columns // self.tile_columns)
 
     def corners(self) -> list[tuple[Positions, Positions]]:
-        """Positions of the four corners of every tile, (row tiles, 1) and (1, column tiles)."""
+        """Positions of the four corners of every tile, (row tiles, 1) and (1, column tiles) or those listed."""
         first_rows = jnp.arange(self.row_tiles)[:, None] * self.tile_rows
-        first_columns = jnp.arange(self.column_tiles)[None] * self.tile_columns
+        columns = jnp.arange(self.column_tiles)[None] if self.listed is None else self.listed
+        first_columns = columns * self.tile_columns
         last_rows = jnp.minimum(first_rows + self.tile_rows, self.rows) - 1
         last_columns = jnp.minimum(first_columns + self.tile_columns, self.columns) - 1
         return [(row, column) for row in (first_rows, last_rows) for column in (first_columns, last_columns)]
@@ -78,7 +85,13 @@ class Mask:
         raise NotImplementedError
 
     def coverage(self, tiling: Tiling) -> Coverage:
-        """Of every tile, for a mask on a grid; by evaluating every pair unless the mask knows a shorter way."""
+        """Of every tile, for a mask on a grid; by evaluating every pair unless the mask knows a shorter way.
+
+        Of tiles that are listed it says that they may allow something, and not everything.
+        """
+        if tiling.listed is not None:
+            shape = tiling.listed.shape
+            return jnp.ones(shape, bool), jnp.zeros(shape, bool)
         leaves, structure = jax.tree.flatten(self)
         columns = jnp.arange(tiling.columns)[None]
         past = tiling.column_tiles * tiling.tile_columns - tiling.columns
@@ -100,6 +113,16 @@ class Mask:
 
         some, every = jax.lax.map(strip, jnp.arange(tiling.row_tiles) * tiling.tile_rows)
         return jnp.moveaxis(some, 0, -2), jnp.moveaxis(every, 0, -2)
+
+
+def tile_ranges(
+    values: Any, axis: int, tiles: int, size: int
+) -> tuple[Int[Array, "*problems row_tiles column_tiles"], Int[Array, "*problems row_tiles column_tiles"]]:
+    """The lowest and the highest of the values of each tile along that axis, rows (-2) or columns (-1)."""
+    values = jnp.moveaxis(values, axis, -1)
+    behind = [(0, 0)] * (values.ndim - 1) + [(0, tiles * size - values.shape[-1])]
+    cut = jnp.pad(values, behind, mode="edge").reshape(*values.shape[:-1], tiles, size)
+    return jnp.moveaxis(cut.min(axis=-1), -1, axis), jnp.moveaxis(cut.max(axis=-1), -1, axis)
 
 
 def dense(mask: Mask, rows: int, columns: int) -> Bool[Array, "#flat #kv_heads #groups rows columns"]:
@@ -125,14 +148,17 @@ def _is_child(value: Any) -> bool:
     return isinstance(value, (Mask, jax.Array, np.ndarray))
 
 
-def pytree(cls: type) -> type:
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def pytree(cls: type[_Class]) -> type[_Class]:
     """A frozen dataclass whose arrays and masks are children and whose other fields are static.
 
     Which fields are children is settled when an instance is made by hand: the leaves of a pytree may be anything.
     """
 
+    made: Any = dataclass(frozen=True, eq=False)(cls)
+
     def flatten(mask: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        fields = {field.name: getattr(mask, field.name) for field in dataclasses.fields(cls)}
+        fields = {field.name: getattr(mask, field.name) for field in dataclasses.fields(made)}
         children = getattr(mask, "_children", None)
         if children is None:
             children = tuple(name for name, value in fields.items() if _is_child(value))
@@ -146,9 +172,8 @@ def pytree(cls: type) -> type:
             object.__setattr__(mask, name, value)
         return mask
 
-    cls = dataclass(frozen=True, eq=False)(cls)
-    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-    return cls
+    jax.tree_util.register_pytree_node(made, flatten, unflatten)
+    return made
 
 
 @pytree

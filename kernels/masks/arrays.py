@@ -1,14 +1,14 @@
 """Masks that arrays say: segments, blocks, any array, any function."""
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from kernels.masks.algebra import Coverage, Mask, Positions, Tiling, pytree
+from kernels.masks.algebra import Coverage, Mask, Positions, Tiling, pytree, tile_ranges
 from kernels.shapes import Grid
 
 
@@ -42,23 +42,18 @@ class Segments(Mask):
                 raise ValueError(f"segment {name} must be of shape {want}, or ({length},); got {ids.shape}")
             flat = (1, length) if ids.size == length else want
             placed.append(jnp.broadcast_to(ids.reshape(shape), flat if len(flat) == len(want) else want))
-        rows = placed[0].reshape(-1, 1, 1, grid.rows, 1)
-        columns = placed[1].reshape(-1, 1, 1, 1, grid.columns)
-        return Segments(rows, columns)
+        queries, keys = (ids.reshape(math.prod(ids.shape[:-1]), 1, 1, ids.shape[-1]) for ids in placed)
+        return Segments(queries[..., None], keys[..., None, :])
 
     def allowed(self, rows: Positions, columns: Positions) -> Bool[Array, "..."]:
         return self.queries == self.keys
 
     def coverage(self, tiling: Tiling) -> Coverage:
+        if tiling.listed is not None:
+            return super().coverage(tiling)
         # Two tiles of identifiers can meet where their ranges do, and surely meet where both hold one and the same.
-        def ranges(ids: Any, axis: int, tiles: int, size: int) -> tuple[Array, Array]:
-            ids = jnp.moveaxis(ids, axis, -1)
-            pad = [(0, 0)] * (ids.ndim - 1) + [(0, tiles * size - ids.shape[-1])]
-            cut = jnp.pad(ids, pad, mode="edge").reshape(*ids.shape[:-1], tiles, size)
-            return jnp.moveaxis(cut.min(axis=-1), -1, axis), jnp.moveaxis(cut.max(axis=-1), -1, axis)
-
-        low_row, high_row = ranges(self.queries, -2, tiling.row_tiles, tiling.tile_rows)
-        low_column, high_column = ranges(self.keys, -1, tiling.column_tiles, tiling.tile_columns)
+        low_row, high_row = tile_ranges(self.queries, -2, tiling.row_tiles, tiling.tile_rows)
+        low_column, high_column = tile_ranges(self.keys, -1, tiling.column_tiles, tiling.tile_columns)
         some = (low_row <= high_column) & (low_column <= high_row)
         every = (low_row == high_row) & (low_column == high_column) & (low_row == low_column)
         return some, every
@@ -95,6 +90,8 @@ class Blocks(Mask):
         return self.layout[0, 0][rows // self.rows, columns // self.columns]
 
     def coverage(self, tiling: Tiling) -> Coverage:
+        if tiling.listed is not None:
+            return super().coverage(tiling)
         # How many of the blocks under a tile are allowed, from sums over all blocks before a corner.
         (top, left), _, _, (bottom, right) = tiling.corners()
         top, bottom = top // self.rows, bottom // self.rows + 1

@@ -19,6 +19,7 @@ from kernels.gpu_blocks import Inputs, Launch, Layout, Walk, call, fit, power, t
 from kernels.gpu_compact import Compact
 from kernels.loop import Output, Pairs
 from kernels.masks.algebra import Mask, Tiling
+from kernels.masks.block_table import split_table
 from kernels.pairwise.grouping import grouped
 from kernels.pairwise.tiles import Tangent, TileFunction, Transpose
 from kernels.schedule import Tiles, table_problems
@@ -71,7 +72,7 @@ def supports(
     tiles: Tiles | None,
 ) -> str | None:
     """Why `pairwise_sum` cannot take these, or None; of arrays or their shapes."""
-    tile = fit(sizes, tiles or default_launch(operands, axes, (True, False)).tiles, one=True)
+    tile = fit(sizes, tiles or default_launch(operands, axes, (True, False)).tiles, split_table(mask)[0], one=True)
     tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
     layouts = [Layout(output.shape, output.dtype, tiling) for output in outputs]
     return Inputs.of(operands, mask, tiling).unsupported(mask, layouts)
@@ -90,7 +91,7 @@ def _walks(
     walks = []
     for order, members in groups.items():
         launch = default_launch(operands, axes, order.own)
-        tile = fit(sizes, tiles or launch.tiles, one=True)
+        tile = fit(sizes, tiles or launch.tiles, split_table(mask)[0], one=True)
         tiling = Tiling(*sizes, tile.rows, tile.columns, axes)
         walks.append((launch, Walk(problems, order.summed, order.own, tiling, table_problems(mask, tiling)), members))
     return walks
@@ -159,7 +160,7 @@ class _Plan:
             self._kernel,
             self.walk,
             self.inputs,
-            [*ready, *jax.tree.leaves(mask)],
+            ready,
             mask,
             [(jax.ShapeDtypeStruct(out.memory_shape, out.dtype), out.spec) for out in map(self._parts, self.results)],
             launch=self.launch,

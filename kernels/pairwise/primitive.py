@@ -21,6 +21,7 @@ from kernels.loop import Output
 from kernels.masks.algebra import Mask
 from kernels.pairwise.tiles import Shape, Tangent, TileFunction, Transpose
 from kernels.schedule import Tiles
+from kernels.shapes import tile_features
 
 pairwise_sum_p = Primitive("pairwise_sum")
 pairwise_sum_p.multiple_results = True
@@ -105,7 +106,9 @@ def transposed(
 ) -> Transpose:
     """The transpose of a tile function in those operands whose shape on the grid is given."""
     shapes = tuple(
-        None if shape is None else Shape(shape[axes] == sizes[0], shape[axes + 1] == sizes[1], shape[axes + 2 :])
+        None
+        if shape is None
+        else Shape(shape[axes] == sizes[0], shape[axes + 1] == sizes[1], tile_features(shape, axes))
         for shape in linear
     )
     return Transpose(function, shapes, pulled)

@@ -19,10 +19,11 @@ from jaxtyping import Array
 
 from kernels.loop import Output
 from kernels.masks.algebra import Mask, Tiling
+from kernels.masks.block_table import split_table
 from kernels.pairwise.grouping import grouped, order_of
 from kernels.pairwise.precision import Value, in_dtype
 from kernels.pairwise.tiles import TileFunction
-from kernels.schedule import Tiles, table_problems
+from kernels.schedule import Tiles, most_listed, table_problems
 from kernels.tpu_blocks import Inputs, Walk, call, unread_to_zero, unsupported
 from kernels.tpu_layout import LANES, Layout, Part, fit, round_up, to_line
 
@@ -54,7 +55,7 @@ def pairwise_sum(
     if 0 in sizes or any(0 in output.shape for output in outputs):
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
     made: list[Any] = [None] * len(outputs)
-    for walk, members in _walks(operands, mask, outputs, _tiling(operands, sizes, axes, tiles)):
+    for walk, members in _walks(operands, mask, outputs, _tiling(operands, mask, sizes, axes, tiles)):
         results = _kernel(function, operands, mask, walk, outputs, members, interpret)
         for number, result in zip(members, results, strict=True):
             made[number] = result
@@ -72,12 +73,12 @@ def supports(
     tiles: Tiles | None,
 ) -> str | None:
     """Why `pairwise_sum` cannot take these, or None; of arrays or their shapes."""
-    tiling = _tiling(operands, sizes, axes, tiles)
+    tiling = _tiling(operands, mask, sizes, axes, tiles)
     return unsupported(Inputs.of(operands, mask, tiling), mask, [_layout(output, tiling) for output in outputs])
 
 
-def _tiling(operands: Sequence[Any], sizes: tuple[int, int], axes: int, tiles: Tiles | None) -> Tiling:
-    tile = fit(sizes, tiles or default_tiles(operands, axes))
+def _tiling(operands: Sequence[Any], mask: Any, sizes: tuple[int, int], axes: int, tiles: Tiles | None) -> Tiling:
+    tile = fit(sizes, tiles or default_tiles(operands, axes), split_table(mask)[0])
     # A single row or column stays one: tile functions cannot tell whether what has one of them varies along them.
     rows, columns = (1 if size == 1 else part for size, part in zip(sizes, (tile.rows, tile.columns), strict=True))
     return Tiling(*sizes, rows, columns, axes)
@@ -88,8 +89,11 @@ def _walks(
 ) -> list[tuple[Walk, list[int]]]:
     """A kernel for all outputs that want the same walk, and their numbers."""
     problems, groups = grouped(operands, mask, outputs, tiling.problem_axes)
-    table = table_problems(mask, tiling)
-    walks = [(Walk(problems, order.summed, order.own, tiling, table), members) for order, members in groups.items()]
+    table, listed = table_problems(mask, tiling), most_listed(split_table(mask)[0], tiling)
+    walks = [
+        (Walk(problems, order.summed, order.own, tiling, table, listed=listed), members)
+        for order, members in groups.items()
+    ]
     return _joined(walks, outputs)
 
 
@@ -186,7 +190,7 @@ def _kernel(
         kernel,
         walk,
         inputs,
-        [*operands, *jax.tree.leaves(mask)],
+        operands,
         mask,
         [_result(layout, walk) for layout in layouts],
         [*(pltpu.VMEM(_sum_shape(layout), jnp.float32) for layout in layouts), *(inputs.scratch if stays else ())],

@@ -26,7 +26,7 @@ def pairwise_sum(
 ) -> list[Array]:
     """See `kernels.pairwise.primitive.pairwise_sum`. Row sums are kept in the loop, column sums added to in place."""
     precision = jnp.result_type(jnp.float32, *operands)
-    from_state = [output.shape[axes + 1] == 1 for output in outputs]
+    from_state = [not output.along_columns(axes) for output in outputs]
 
     def initial(rows: int) -> list[Array]:
         shapes = [

@@ -1,0 +1,124 @@
+"""The mask that lists, for each block of queries, the blocks of keys that it reads."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from kernels.masks.algebra import And, Coverage, Mask, Positions, Tiling, pytree
+from kernels.masks.arrays import Blocks
+from kernels.shapes import Grid
+
+
+@pytree
+class BlockTable(Mask):
+    """For each block of `rows` queries the blocks of `columns` keys that it reads, of a list the first `counts`.
+
+    Lists (row_blocks, entries) and counts (row_blocks,), or with axes ahead of them that broadcast to (*batch, heads).
+    The order within a list does not matter; an entry that is there already, or no block, counts for nothing. No counts:
+    lists are full. Work and memory go with what is listed.
+
+    >>> BlockTable(jnp.array([[0, 0], [2, 1]]), jnp.array([1, 2]), rows=2, columns=1).dense(4, 4).astype(int)
+    Array([[1, 0, 0, 0],
+           [1, 0, 0, 0],
+           [0, 1, 1, 0],
+           [0, 1, 1, 0]], dtype=int32)
+    """
+
+    indices: Array | np.ndarray
+    counts: Any = None
+    """An array, or None: all entries."""
+    rows: int = dataclasses.field(kw_only=True)
+    columns: int = dataclasses.field(kw_only=True)
+
+    def on(self, grid: Grid) -> "BlockTable":
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(f"rows and columns of a block must be at least 1; got {self.rows} and {self.columns}")
+        indices = jnp.asarray(self.indices)
+        entries = indices.shape[-1] if indices.ndim else 0
+        counts = jnp.full(indices.shape[:-1], entries) if self.counts is None else jnp.asarray(self.counts)
+        blocks = -(-grid.rows // self.rows)
+        for name, array, want in (("indices", indices, (blocks, entries)), ("counts", counts, (blocks,))):
+            if not jnp.issubdtype(array.dtype, jnp.integer):
+                raise TypeError(f"{name} of a block table must be integers; got {array.dtype}")
+            if array.shape[array.ndim - len(want) :] != want or array.ndim < len(want):
+                raise ValueError(
+                    f"{name} of a block table must end in {want}, for {grid.rows} queries in blocks of {self.rows}; "
+                    f"got shape {array.shape}"
+                )
+        lists = dataclasses.replace(grid, rows=blocks, columns=entries).scores("indices", indices)
+        lengths = dataclasses.replace(grid, rows=blocks, columns=1).scores("counts[..., None]", counts[..., None])
+        return BlockTable(
+            lists[:, :, :, None, None].astype(jnp.int32),
+            lengths[:, :, :, None, None].astype(jnp.int32),
+            rows=self.rows,
+            columns=self.columns,
+        )
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Queries and keys of a block."""
+        return self.rows, self.columns
+
+    def live(self, column_blocks: int) -> Bool[Array, "*problems row_blocks entries"]:
+        """Which entries count, of a table on a grid: those within the count, of a block there is, not there before."""
+        indices, counts = without_ones(self.indices), without_ones(self.counts)
+        inside = (jnp.arange(indices.shape[-1]) < counts) & (indices >= 0) & (indices < column_blocks)
+        same = (indices[..., :, None] == indices[..., None, :]) & inside[..., None, :]
+        before = jnp.tri(indices.shape[-1], k=-1, dtype=bool)
+        return inside & ~(same & before).any(axis=-1)
+
+    def allowed(self, rows: Positions, columns: Positions) -> Bool[Array, "..."]:
+        indices, counts = self.indices[0, 0], self.counts[0, 0, :, 0]
+        own, other = rows // self.rows, columns // self.columns
+
+        def more(entry: Any, found: Array) -> Array:
+            return found | ((indices[:, entry][own] == other) & (entry < counts[own]))
+
+        return jax.lax.fori_loop(
+            0, indices.shape[-1], more, jnp.zeros(jnp.broadcast_shapes(own.shape, other.shape), bool)
+        )
+
+    def coverage(self, tiling: Tiling) -> Coverage:
+        if tiling.listed is not None:
+            return super().coverage(tiling)
+        blocks = -(-tiling.columns // self.columns)
+        layout = spread(self, self.live(blocks).astype(jnp.int32), blocks) > 0
+        if self.rows % tiling.tile_rows == 0 and self.columns % tiling.tile_columns == 0:
+            # A tile is in one block.
+            tiles = jnp.repeat(layout, self.rows // tiling.tile_rows, axis=-2)[..., : tiling.row_tiles, :]
+            tiles = jnp.repeat(tiles, self.columns // tiling.tile_columns, axis=-1)[..., : tiling.column_tiles]
+            return tiles, tiles
+        return Blocks(layout[..., None, None, :, :], self.rows, self.columns).coverage(tiling)
+
+
+def without_ones(array: Any) -> Array:
+    """An array of a table on a grid without the axes of rows and columns, which are 1 there."""
+    return array.reshape(*array.shape[:-4], *array.shape[-2:])
+
+
+def spread(table: BlockTable, values: Array, column_blocks: int) -> Array:
+    """Numbers for the entries of a table on a grid as an array (*problems, row_blocks, column_blocks), 0 elsewhere."""
+    indices = without_ones(table.indices)
+    shape = jnp.broadcast_shapes(indices.shape, values.shape)
+    indices, values = (jnp.broadcast_to(each, shape).reshape(-1, shape[-1]) for each in (indices, values))
+    inside = jnp.where((indices >= 0) & (indices < column_blocks), indices, column_blocks)
+    flat = jnp.zeros((len(indices), column_blocks + 1), values.dtype)
+    flat = flat.at[jnp.arange(len(indices))[:, None], inside].add(values)
+    return flat[:, :-1].reshape(*shape[:-1], column_blocks)
+
+
+def split_table(mask: Mask | None) -> tuple[BlockTable | None, Mask | None]:
+    """A block table that everything else is taken together with, and the rest; None where there is no such."""
+    match mask:
+        case BlockTable():
+            return mask, None
+        case And(left=left, right=right):
+            for one, other in ((left, right), (right, left)):
+                table, rest = split_table(one)
+                if table is not None:
+                    return table, other if rest is None else And(rest, other)
+    return None, mask

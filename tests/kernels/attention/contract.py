@@ -70,6 +70,14 @@ class Case:
 
 
 PER_BATCH = np.array([[3, 9, 0], [1, 2, 8]])
+TABLE = masks.BlockTable(
+    # Lists of one, of some twice, of none, with what is no block; for each query head.
+    np.array([[[2, 0], [1, 1], [2, 0]], [[0, 2], [3, 1], [1, 2]], [[1, 0], [0, 2], [2, -1]], [[0, 1], [2, 0], [1, 0]]]),
+    np.array([[1, 2, 2], [2, 2, 1], [2, 0, 2], [2, 1, 2]]),
+    rows=16,
+    columns=16,
+)
+SHUFFLED = np.random.default_rng(3).permutation(37)
 CASES = [
     Case("plain"),
     Case("causal", mask=masks.Causal("start")),
@@ -85,6 +93,8 @@ CASES = [
     Case("dense mask", mask=masks.Dense(np.random.default_rng(0).random((2, 4, 37, 37)) < 0.3)),
     Case("dense mask of rows", mask=masks.Dense(np.random.default_rng(1).random((1, 1, 37, 1)) < 0.5)),
     Case("blocks", mask=masks.Blocks(np.random.default_rng(2).random((2, 4, 5, 3)) < 0.5, rows=8, columns=13)),
+    Case("block table", mask=TABLE & masks.Causal("start")),
+    Case("block table, positions", mask=masks.At(masks.Causal("start"), SHUFFLED, SHUFFLED[::-1]) & TABLE),
     Case("where", mask=masks.Where(lambda i, j, step: (i - j) % step[0] == 0, (np.array([3]),))),
     Case("nothing to read", mask=masks.Lengths(0)),
     Case("bias of scores", bias=(2, 4, 37, 37)),

@@ -41,7 +41,7 @@ FEW = [
     for case in CASES
     if case.name
     in {"everything", "lengths, one 0", "bias of scores", "bias of heads", "dense mask", "causal end, more keys",
-        "one query", "sink", "one key head", "two batch axes", "bfloat16"}
+        "one query", "sink", "one key head", "two batch axes", "bfloat16", "block table"}
 ]  # fmt: skip
 """Forward and second derivatives follow from the same rules, mask by mask; these cases have every feature in them."""
 
@@ -65,7 +65,7 @@ def test_forward_over_reverse(case: Case) -> None:
     contract.against_dense(case, "xla", forward_over_reverse, 4.0)
 
 
-@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", FEW[::2], ids=lambda case: case.name)
 def test_reverse_over_reverse(case: Case) -> None:
     contract.against_dense(case, "xla", reverse_over_reverse, 4.0)
 
@@ -103,7 +103,7 @@ def test_gradient_of_a_gradient_norm_mapped() -> None:
     contract.against_dense(case, "xla", per_member, 4.0)
 
 
-@pytest.mark.parametrize("in_axes", [(0, None, None), (None, 0, 0), (1, 2, 0), (0, 0, 0)])
+@pytest.mark.parametrize("in_axes", [(None, 0, 0), (1, 2, 0), (0, 0, 0)])
 def test_vmap_over_any_axis_and_operand(in_axes: tuple[int | None, ...]) -> None:
     arrays = list(Case("vmap", batch=(2,), query_length=20, key_length=24, kv_heads=2).arrays().values())
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ def test_dtypes() -> None:
 @each_case("gpu", "tpu")
 def test_kernels_on_the_whole_table(case: Case, implementation: str) -> None:
     """What `test_gpu` and `test_tpu` do for a choice of cases, as interpreting takes long to compile."""
-    if case.name == "blocks":
+    if case.name == "blocks" or (case.name.startswith("block table") and implementation == "tpu"):
         with pytest.raises(ValueError, match=f"'{implementation}' cannot do"):
             contract.function(case, implementation)(case.arrays())
         return
@@ -35,19 +35,19 @@ def test_kernels_on_the_whole_table(case: Case, implementation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "implementation"),
-    [(case, "xla") for case in CASES if case.name in ("everything", "lengths, one 0", "dense mask")]
-    + [(case, "gpu") for case in CASES if case.name == "lengths, one 0"],
-    ids=lambda given: given.name if isinstance(given, Case) else given,
+    "case",
+    [case for case in CASES if case.name in ("everything", "lengths, one 0", "dense mask")],
+    ids=lambda case: case.name,
 )
-def test_repeats_to_the_bit(case: Case, implementation: str) -> None:
-    call = jax.jit(jax.value_and_grad(contract.pulled(contract.function(case, implementation, ("lse", "entropy")))))
+def test_repeats_to_the_bit(case: Case) -> None:
+    call = jax.jit(jax.value_and_grad(contract.pulled(contract.function(case, "xla", ("lse", "entropy")))))
     first, second = call(case.arrays()), call(case.arrays())
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla", "gpu"])
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("implementation", "poison"), [("reference", np.nan), ("xla", np.nan), ("xla", np.inf), ("gpu", np.nan)]
+)
 def test_padding_is_not_seen(implementation: str, poison: float) -> None:
     case = Case("poison", mask=masks.Lengths(keys=np.array([9, 30]), queries=np.array([20, 37])))
     clean = case.arrays()
@@ -55,7 +55,8 @@ def test_padding_is_not_seen(implementation: str, poison: float) -> None:
     for name in ("key", "value"):
         ruined[name] = clean[name].at[0, 9:].set(poison).at[1, 30:].set(poison)
     ruined["query"] = clean["query"].at[0, 20:].set(poison)
-    call = jax.jit(jax.value_and_grad(contract.pulled(contract.function(case, implementation, ("lse", "entropy")))))
+    loss = contract.pulled(contract.function(case, implementation, ("lse", "entropy")))
+    call = jax.jit(jax.value_and_grad(loss), compiler_options=contract.FAST_TO_COMPILE)
     (want, want_slope), (have, have_slope) = call(clean), call(ruined)
     np.testing.assert_array_equal(have, want)
     jax.tree.map(np.testing.assert_array_equal, have_slope, want_slope)

@@ -102,12 +102,14 @@ def test_keys_of_largest_weight(implementation: str) -> None:
     np.testing.assert_array_equal(found.top_weights[0, ..., 3:], 0)
 
 
-FEW = [case for case in CASES if case.name in ("plain", "everything", "lengths, one 0", "bias of keys")]
+BY_NAME = {case.name: case for case in CASES}
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "bias of keys")]
 
 
-@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
-def test_derivatives(case: Case) -> None:
+@pytest.mark.parametrize("name", ["everything", "lengths, one 0", *MORE])
+def test_derivatives(name: str) -> None:
     """First and second, of all of them at once; the quadratic definitions are differentiated by JAX alone."""
+    case = BY_NAME[name]
     arrays = case.arrays()
     along = contract.directions(arrays)
 

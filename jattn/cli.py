@@ -1,4 +1,4 @@
-"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, compile, tune, doctor."""
+"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, compile, tune, data, doctor."""
 
 import argparse
 import json
@@ -23,6 +23,9 @@ from rich.markup import escape
 
 from jattn import terminal
 from jattn.bench import BENCHMARKS
+from jattn.data.catalogue import list_sets
+from jattn.data.packages import fetch
+from jattn.data.sources import SOURCES
 from jattn.doctor import diagnose
 from jattn.runs import CheckpointError, Experiment, RunError, Stopped, discover, load_experiment, open_run
 from jattn.runs.directory import CONFIG, ENVIRONMENT, read_json, read_verdicts, to_json
@@ -152,6 +155,11 @@ def build_parser() -> argparse.ArgumentParser:
     tuning.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     tuning.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     tuning.add_argument("--length", type=int, nargs="+", default=[1024, 4096])
+
+    data = add("data", _data, "real data sets: what there is, where it was found, its licence")
+    actions = data.add_subparsers(dest="action", metavar="fetch")
+    fetching = actions.add_parser("fetch", help="get data sets into the user's cache", allow_abbrev=False)
+    fetching.add_argument("names", nargs="+", choices=sorted(SOURCES), metavar="NAME", help=", ".join(sorted(SOURCES)))
 
     add("doctor", _doctor, "versions, devices, what would run where; what is missing and how to install it")
     return parser
@@ -308,6 +316,15 @@ def _tune(options: argparse.Namespace, rest: list[str]) -> int:
     path, entries = tune(options.head_dim, options.dtype, options.length)
     console.print(terminal.rows_table("fastest tiles", [asdict(entry) for entry in entries]))
     _say(f"Wrote {path}")
+    return 0
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.action == "fetch":
+        for name in options.names:
+            _say(f"{name} is in {fetch(SOURCES[name])}")
+    else:
+        console.print(terminal.rows_table("Data sets", list_sets()))
     return 0
 
 

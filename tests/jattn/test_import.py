@@ -36,9 +36,8 @@ def test_kernels_and_attention_bring_nothing_but_jax_and_flax() -> None:
 
 
 def test_no_import_starts_a_device() -> None:
-    modules = (
-        "jattn, jattn.runs, jattn.train, jattn.mechanisms, jattn.data.linear_prompts, jattn.data.tables, jattn.cli"
-    )
+    data = ", ".join(f"jattn.data.{name}" for name in ("linear_prompts", "tables", "text", "images", "byte_windows"))
+    modules = f"jattn, jattn.runs, jattn.train, jattn.mechanisms, {data}, jattn.cli"
     count = "from jax._src import xla_bridge; print(json.dumps(list(xla_bridge._backends)))"
     assert in_a_fresh_process(f"import json, {modules}; {count}") == []
     # The look that is taken does see a device once there is one.

@@ -21,3 +21,26 @@ def turn_by_position(
 def geometric_angles(heads: int, width: int, base: float = 10000.0) -> Float[Array, "heads width"]:
     """base^(-2 d / width) for feature d of every head: where learned angles start."""
     return jnp.broadcast_to(base ** (-2 * jnp.arange(width) / width), (heads, width))
+
+
+def rotate_by_position(
+    features: Float[Array, "*batch length heads width"],
+    positions: Int[Array, "#*batch length"] | Int[Array, " length"],
+    base: float = 10000.0,
+) -> Float[Array, "*batch length heads width"]:
+    """Features d and d + width/2 of every head, as a plane, turned by the angle base^(-2 d / width) · position.
+
+    The product of a query and a key so turned depends on positions through their difference alone (Su et al. 2021,
+    arXiv 2104.09864, section 3.2.2; the planes are made of halves, not of neighbours).
+
+    Raises:
+      ValueError: width is odd.
+    """
+    width = features.shape[-1]
+    if width % 2:
+        raise ValueError(f"features must have an even width to be turned in planes; got {width}")
+    angles = geometric_angles(1, width, base)[:, : width // 2]
+    turns = positions[..., None, None].astype(angles.dtype) * angles
+    first, second = jnp.split(features, 2, axis=-1)
+    cos, sin = jnp.cos(turns), jnp.sin(turns)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(features.dtype)

@@ -113,6 +113,7 @@ def fit(
     schedule: Schedule,
     seeds: int | None = None,
     evaluate: Evaluate | None = None,
+    parameters: nnx.State | None = None,
 ) -> Fitted:
     """Train a model to the end of its schedule as a stage of a run, from its newest checkpoint if it has one.
 
@@ -123,6 +124,8 @@ def fit(
       data: batches generated in the program, or a Grain iterator of batches, whose position is checkpointed.
       seeds: train that many models side by side in one program; None for a single one without a seed axis.
       evaluate: model -> metrics, called as the schedule says.
+      parameters: where training begins, instead of at what `build` draws: those of an earlier stage, say
+        `fitted.state.parameters`.
 
     Raises:
       NonFiniteError: loss, a gradient or a parameter stopped being finite; says at which step and in which leaf.
@@ -130,7 +133,7 @@ def fit(
       RunError, CheckpointError: what is in the run directory does not fit, or could not be written.
       ValueError: the stream ends before the schedule, or the evaluation lacks the metric of `best`.
     """
-    graph, state = create_state(build, optimiser, key, seeds)
+    graph, state = create_state(build, optimiser, key, seeds, parameters)
     generated = data if isinstance(data, Generated) else None
     stream = None if isinstance(data, Generated) else data
     dispatch = build_dispatch(graph, loss, optimiser, generated, seeds)

@@ -47,6 +47,7 @@ def create_state(
     optimiser: optax.GradientTransformation,
     key: Key[Array, ""],
     seeds: int | None = None,
+    parameters: nnx.State | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Initialise a model and its optimiser, once or for several seeds side by side.
 
@@ -54,24 +55,36 @@ def create_state(
       build: makes the model from its random streams.
       key: split into a model key and a data key, for each seed.
       seeds: None for one model without a seed axis; n for n models stacked along a leading axis.
+      parameters: in place of those that the model is built with, each seed its own.
 
     Raises:
-      ValueError: seeds below 1, or a model without parameters.
+      ValueError: seeds below 1, a model without parameters, or given ones that do not fit it.
     """
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds must be at least 1; got {seeds}")
 
-    def create_one(key: Key[Array, ""]) -> tuple[nnx.State, nnx.State, optax.OptState, Key[Array, ""]]:
+    def create_one(
+        key: Key[Array, ""], given: nnx.State | None
+    ) -> tuple[nnx.State, nnx.State, optax.OptState, Key[Array, ""]]:
         model_key, data_key = jax.random.split(key)
-        _, parameters, others = nnx.split(build(nnx.Rngs(model_key)), nnx.Param, ...)
-        return parameters, others, optimiser.init(parameters), data_key
+        _, drawn, others = nnx.split(build(nnx.Rngs(model_key)), nnx.Param, ...)
+        if given is None:
+            return drawn, others, optimiser.init(drawn), data_key
+        want, have = (
+            dict(zip(leaf_names(tree), map(jnp.shape, jax.tree.leaves(tree)), strict=True)) for tree in (drawn, given)
+        )
+        if differing := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
+            raise ValueError(f"parameters must be those of the model that is built; they differ in {differing}")
+        # Copied, because training overwrites its state's buffers, and these are the caller's.
+        copied: nnx.State = jax.tree.map(jnp.copy, given)
+        return copied, others, optimiser.init(copied), data_key
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     create = jax.jit(create_one if seeds is None else jax.vmap(create_one))
-    parameters, others, optimiser_state, data_key = create(key if seeds is None else jax.random.split(key, seeds))
-    if not jax.tree.leaves(parameters):
+    made = create(key if seeds is None else jax.random.split(key, seeds), parameters)
+    if not jax.tree.leaves(made[0]):
         raise ValueError("build must make a model with parameters (nnx.Param); got none")
-    return graph, TrainState(jnp.int32(0), parameters, others, optimiser_state, data_key)
+    return graph, TrainState(jnp.int32(0), *made)
 
 
 def leaf_names(tree: Any) -> list[str]:

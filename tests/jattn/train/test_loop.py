@@ -82,6 +82,25 @@ def test_seeds_side_by_side_are_single_runs(tmp_path):
     assert np.ptp(kernels, axis=0).min() > 0, "seeds must differ"
 
 
+def test_a_stage_begins_where_another_ended(tmp_path):
+    given = {
+        "build": Plain, "loss": squared_error, "optimiser": OPTIMISER, "data": Generated(sample), "key": KEY,
+        "evaluate": evaluate, "seeds": 2, "schedule": Schedule(5, 5, 5, 5),
+    }  # fmt: skip
+    with toy_run(tmp_path / "run") as run:
+        first = fit(run, "first", **given)
+        kept = jax.tree.leaves(jax.device_get(first.state.parameters))
+        fit(run, "second", **given, parameters=first.state.parameters)
+        ended, began = (run.history(stage)["eval/error"][1] for stage in ("first", "second"))
+        np.testing.assert_allclose(began[0], ended[-1], **CLOSE)
+        assert (began[-1] < began[0]).all()
+        # The earlier stage's arrays are still there, and what they were.
+        for ours, theirs in zip(jax.tree.leaves(first.state.parameters), kept, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        with pytest.raises(ValueError, match="parameters must be those of the model that is built; they differ in"):
+            fit(run, "third", **given | {"build": Stateful}, parameters=first.state.parameters)
+
+
 def test_a_stream_is_read_in_its_order(tmp_path):
     """Batches by their number in the random-access data set, which knows no iterator."""
     schedule = Schedule(steps=13, steps_per_dispatch=5, evaluate_every=5, checkpoint_every=5)

@@ -1,0 +1,119 @@
+"""The experiment's settings, arms and presets."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import optax
+
+from jattn.runs import Preset
+from jattn.train import Schedule
+
+MULTI_HEAD = "multi_head"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many heads are shared, and how many of the others each token keeps."""
+
+    shared: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's numbers.
+
+    Attributes:
+      width, layers, heads, hidden: of the decoder; heads in quarters.
+      length: bytes that a window predicts.
+      batch_size, learning_rate, weight_decay, steps: of training with AdamW, a cosine after a warm-up.
+      tuning_steps: steps of continued training, at a third of the learning rate.
+      balance_weight: of the balance loss, but for the arm that goes without.
+      validation_windows: evaluated through training.
+      test_windows: of other documents, on which everything is measured after training.
+      seeds: independent repetitions (weights and batches), run as one program.
+      seed: what all randomness starts from.
+      steps_per_dispatch, evaluate_every, checkpoint_every: see jattn.train.Schedule.
+    """
+
+    width: int = 128
+    layers: int = 2
+    heads: int = 8
+    hidden: int = 336
+    length: int = 128
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    steps: int = 600
+    tuning_steps: int = 100
+    balance_weight: float = 0.01
+    validation_windows: int = 64
+    test_windows: int = 512
+    seeds: int = 3
+    seed: int = 0
+    steps_per_dispatch: int = 25
+    evaluate_every: int = 150
+    checkpoint_every: int = 150
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "length", "batch_size", "tuning_steps", "validation_windows", "test_windows", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.heads < 4 or self.heads % 4:
+            raise ValueError(f"heads must be a multiple of 4; got {self.heads}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
+        if self.balance_weight < 0:
+            raise ValueError(f"balance_weight must not be negative; got {self.balance_weight}")
+        self.schedule(self.steps)
+
+    @property
+    def mixtures(self) -> dict[str, Mixture]:
+        """The arms beside multi-head attention, named by the share of heads that a token runs.
+
+        One has no shared heads, and one is trained without the balance loss.
+        """
+        quarter, half = self.heads // 4, self.heads // 2
+        return {
+            "mixture_100": Mixture(3 * self.heads // 8, self.heads - 3 * self.heads // 8),
+            "mixture_75": Mixture(quarter, half),
+            "mixture_50": Mixture(quarter, quarter),
+            "unbalanced_50": Mixture(quarter, quarter),
+            "no_shared_50": Mixture(0, half),
+        }
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (MULTI_HEAD, *self.mixtures)
+
+    def schedule(self, steps: int) -> Schedule:
+        return Schedule(steps, self.steps_per_dispatch, self.evaluate_every, self.checkpoint_every)
+
+    def optimiser(self, learning_rate: float, steps: int) -> optax.GradientTransformation:
+        """AdamW with clipped gradients, after a warm-up of a tenth down to a twentieth of the learning rate."""
+        rate = optax.warmup_cosine_decay_schedule(0, learning_rate, max(1, steps // 10), steps, learning_rate / 20)
+
+        def matrices(parameters: optax.Params) -> optax.Params:
+            return jax.tree.map(lambda parameter: parameter.ndim > 1, parameters)
+
+        decayed = optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay, mask=matrices)
+        return optax.chain(optax.clip_by_global_norm(1.0), decayed)
+
+
+LAPTOP = Config()
+SMOKE = replace(
+    LAPTOP, width=32, heads=4, hidden=48, length=32, steps=20, tuning_steps=10, validation_windows=4, test_windows=8,
+    seeds=2, layers=1, steps_per_dispatch=10, evaluate_every=10, checkpoint_every=20,
+)  # fmt: skip
+PAPER = replace(
+    LAPTOP, width=768, layers=12, heads=12, hidden=2048, length=2048, batch_size=2048, learning_rate=3e-4,
+    steps=25_000, tuning_steps=3_750, seeds=1, evaluate_every=500, checkpoint_every=1000,
+)  # fmt: skip
+
+PRESETS = {
+    "smoke": Preset(SMOKE, "a few minutes on two cores, nearly all of it compiling"),
+    "laptop": Preset(LAPTOP, "under 20 minutes on two cores, by the time of a step; not yet run whole"),
+    "paper": Preset(
+        PAPER, "the size of the paper's LLM-S, 4M tokens a batch, on the same small text: for accelerators"
+    ),
+}

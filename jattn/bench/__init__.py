@@ -2,11 +2,13 @@
 
 from jattn.bench.attention import measure_attention
 from jattn.bench.features import measure_features
+from jattn.bench.scaling import measure_scaling
 from jattn.bench.train import measure_training
 
 BENCHMARKS = {
     "attention": ("attention on one core: ratios of CPU time, and of bytes", measure_attention),
     "features": ("which derivatives of attention there are, and right", measure_features),
+    "scaling": ("time and memory against length, on one core", measure_scaling),
     "train": ("training loop against a bare jitted loop", measure_training),
 }
 """What `jattn bench` offers: name -> (title, function that returns rows)."""

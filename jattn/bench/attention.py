@@ -5,7 +5,6 @@ Float32, one batch entry, 8 heads of 64, one core; CPU time, so that what else r
 
 import json
 import logging
-import os
 import resource
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from jattn.bench.cpu import Timed, gradients, pin_to_one_core, temporaries, timed
 from jattn.bench.interleave import interleave
 from kernels import masks
 
@@ -32,7 +32,6 @@ WINDOW = 512
 ROUNDS = 5
 CAUSAL = masks.Causal("start")
 log = logging.getLogger("jattn")
-Timed = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Bound:
 
 def measure_attention() -> list[dict[str, Any]]:
     """A row for each bar: a ratio of CPU times, medians over interleaved rounds, or of bytes."""
-    _pin_to_one_core()
+    pin_to_one_core()
     rows = []
     for row in _rows():
         log.info("%s against %s: %s (%s)", row["what"], row["against"], row["ratio"], row["medians"])
@@ -101,7 +100,7 @@ def _against_jax() -> Iterator[dict[str, Any]]:
         theirs = partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
         contenders = {
             "jattn": _ours(length, CAUSAL, backward),
-            "jax.nn": _timed(_gradient(theirs) if backward else theirs, _arrays(length, 4 if backward else 3)),
+            "jax.nn": timed(gradients(theirs) if backward else theirs, _arrays(length, 4 if backward else 3)),
         }
         seconds = interleave(contenders, ROUNDS)
         ratios = seconds["jax.nn"] / seconds["jattn"]
@@ -113,7 +112,7 @@ def _against_itself() -> Iterator[dict[str, Any]]:
     length = MIDDLE
     query, key, value, pull = _arrays(length, 4)
     forward = partial(kernels.attention, mask=CAUSAL)
-    gradient = _gradient(forward)
+    gradient = gradients(forward)
 
     def with_statistic(request: Any) -> Callable[..., Any]:
         return partial(kernels.attention, mask=CAUSAL, statistics=(request,))
@@ -128,7 +127,7 @@ def _against_itself() -> Iterator[dict[str, Any]]:
         "entropy": lambda q, k, v, g: with_statistic("entropy")(q, k, v),
         "column sums": lambda q, k, v, g: with_statistic(kernels.ColumnSums())(q, k, v),
     }
-    seconds = interleave({name: _timed(f, (query, key, value, pull)) for name, f in programs.items()}, ROUNDS)
+    seconds = interleave({name: timed(f, (query, key, value, pull)) for name, f in programs.items()}, ROUNDS)
     for name, against, limit in (
         ("forward", "full", 0.6),
         ("jvp", "forward", 4.0),
@@ -155,10 +154,10 @@ def _windows() -> Iterator[dict[str, Any]]:
 
 def _memory() -> Iterator[dict[str, Any]]:
     length = 8192
-    gradient = _gradient(partial(kernels.attention, mask=CAUSAL))
+    gradient = gradients(partial(kernels.attention, mask=CAUSAL))
     shapes = [jax.ShapeDtypeStruct((1, length, HEADS, WIDTH), jnp.float32)] * 4
-    first = _temporaries(gradient, shapes)
-    second = _temporaries(lambda *a: jax.jvp(gradient, a, a), shapes)
+    first = temporaries(gradient, shapes)
+    second = temporaries(lambda *a: jax.jvp(gradient, a, a), shapes)
     of_query = length * HEADS * WIDTH * 4
     name = f"temporaries, forward and backward, causal, {length}"
     yield Bound(10.0).row(name, "the query's bytes", np.array([first / of_query]), f"{first / 1e6:.0f} MB")
@@ -180,8 +179,8 @@ def _memory() -> Iterator[dict[str, Any]]:
 
 def run_longest() -> None:
     """Forward and backward at the longest length, and the most that this process ever held, as a line of JSON."""
-    _pin_to_one_core()
-    seconds = _timed(_gradient(partial(kernels.attention, mask=CAUSAL)), _arrays(LONGEST, 4))()
+    pin_to_one_core()
+    seconds = timed(gradients(partial(kernels.attention, mask=CAUSAL)), _arrays(LONGEST, 4))()
     print(json.dumps({"peak": _peak_bytes(), "seconds": seconds}))
 
 
@@ -195,34 +194,13 @@ def _peak_bytes() -> int:
 
 def _ours(length: int, mask: masks.Mask | None, backward: bool) -> Timed:
     attend = partial(kernels.attention, mask=mask)
-    return _timed(_gradient(attend) if backward else attend, _arrays(length, 4 if backward else 3))
-
-
-def _gradient(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """(query, key, value, cotangent) to the three gradients, and the output, so that the forward pass is not cut."""
-
-    def both(query: jax.Array, key: jax.Array, value: jax.Array, pull: jax.Array) -> Any:
-        output, back = jax.vjp(attend, query, key, value)
-        return output, back(pull)
-
-    return both
+    return timed(gradients(attend) if backward else attend, _arrays(length, 4 if backward else 3))
 
 
 def _arrays(length: int, count: int) -> tuple[jax.Array, ...]:
     rng = np.random.default_rng(0)
     shape = (1, length, HEADS, WIDTH)
     return tuple(jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(count))
-
-
-def _timed(function: Callable[..., Any], arguments: tuple[jax.Array, ...]) -> Timed:
-    compiled = jax.jit(function).lower(*arguments).compile()
-
-    def measure() -> float:
-        began = time.process_time()
-        jax.block_until_ready(compiled(*arguments))
-        return time.process_time() - began
-
-    return measure
 
 
 def _of_torch(torch: Any, length: int, causal: bool, backward: bool) -> Timed:
@@ -242,23 +220,12 @@ def _of_torch(torch: Any, length: int, causal: bool, backward: bool) -> Timed:
     return measure
 
 
-def _temporaries(function: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct]) -> int:
-    analysis: Any = jax.jit(function).lower(*shapes).compile().memory_analysis()
-    return analysis.temp_size_in_bytes
-
-
 def _medians(seconds: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {np.median(values):.3g} s" for name, values in seconds.items())
 
 
 def _pass(backward: bool) -> str:
     return "forward and backward" if backward else "forward"
-
-
-def _pin_to_one_core() -> None:
-    """To one core, before JAX starts its threads; where the system cannot, CPU time is that of all cores."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 if __name__ == "__main__":

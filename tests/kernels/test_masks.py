@@ -77,7 +77,7 @@ def as_array(mask: masks.Mask) -> np.ndarray:
 
 
 @given(seeds, st.sampled_from([(4, 4), (8, 5), (16, 32)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_coverage_is_never_wrong(seed: int, tile: tuple[int, int]) -> None:
     mask = any_mask(seed)
     tiling = Tiling(GRID.rows, GRID.columns, *tile)

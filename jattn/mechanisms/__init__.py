@@ -2,6 +2,7 @@
 
 from jattn.mechanisms.bi_level_routing import (
     BiLevelRoutingAttention,
+    RegionRouting,
     attention_over_regions,
     cut_regions,
     route,
@@ -23,8 +24,8 @@ from jattn.mechanisms.landmark_retrieval import LandmarkAttention, LandmarkCache
 from jattn.mechanisms.lightning import GatedLinearAttention, alibi_slopes, decay_by_layer, decay_of_paper
 from jattn.mechanisms.local import LocalAttention, LocalState, local_attention, local_attention_step
 from jattn.mechanisms.mixture_of_heads import (
+    HeadRouting,
     MixtureOfHeadsAttention,
-    Routing,
     learned_routing,
     query_norm_routing,
     sparse_heads,
@@ -36,13 +37,14 @@ __all__ = [
     "BiLevelRoutingAttention",
     "CausalSelfAttention",
     "GatedLinearAttention",
+    "HeadRouting",
     "LandmarkAttention",
     "LandmarkCache",
     "LocalAttention",
     "LocalState",
     "MixtureOfHeadsAttention",
     "MultiHeadAttention",
-    "Routing",
+    "RegionRouting",
     "RoutingAttention",
     "RoutingDecoding",
     "RoutingState",

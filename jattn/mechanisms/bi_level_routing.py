@@ -20,7 +20,7 @@ from jattn.layers.selection import gather_tokens
 Map = Float[Array, "batch height width channels"]
 
 
-class Routing(NamedTuple):
+class RegionRouting(NamedTuple):
     """Which regions read which, regions counted row by row.
 
     Attributes:
@@ -63,7 +63,7 @@ def uncut_regions(
     return rows.swapaxes(-4, -3).reshape(*batch, height, width, channels)
 
 
-def route(query: Map, key: Map, *, regions: int, top_k: int, soft: bool = False) -> Routing:
+def route(query: Map, key: Map, *, regions: int, top_k: int, soft: bool = False) -> RegionRouting:
     """The `top_k` regions of highest affinity q̄ · k̄ / √channels, by means of all channels over a region's tokens.
 
     Tokens that the image lacks where its sizes are no multiple of `regions` count for nothing, and regions without
@@ -81,7 +81,7 @@ def route(query: Map, key: Map, *, regions: int, top_k: int, soft: bool = False)
     mean_query, mean_key = (_padded_regions(each, regions).sum(axis=-2) / divisors for each in (query, key))
     affinity = jnp.einsum("bic,bjc->bij", mean_query, mean_key) * query.shape[-1] ** -0.5
     ranked = jnp.where(sizes > 0, jax.lax.stop_gradient(affinity), -jnp.inf)
-    return Routing(affinity, jax.lax.top_k(ranked, top_k)[1])
+    return RegionRouting(affinity, jax.lax.top_k(ranked, top_k)[1])
 
 
 def attention_over_regions(
@@ -187,7 +187,7 @@ class BiLevelRoutingAttention(nnx.Module):
 
     def __call__(
         self, features: Map, lists: Int[Array, "#batch regions_squared top_k"] | None = None
-    ) -> tuple[Map, Routing]:
+    ) -> tuple[Map, RegionRouting]:
         """The output, and the routing that led to it.
 
         Args:
@@ -196,7 +196,7 @@ class BiLevelRoutingAttention(nnx.Module):
         query, key, value = jnp.split(self.inner(features), 3, axis=-1)
         routing = route(query, key, regions=self.regions, top_k=self.top_k, soft=self.soft)
         if lists is not None:
-            routing = Routing(routing.affinity, jnp.broadcast_to(lists, (len(features), *lists.shape[1:])))
+            routing = RegionRouting(routing.affinity, jnp.broadcast_to(lists, (len(features), *lists.shape[1:])))
         # The softmax of affinities over regions is a gate whose normaliser cancels in the softmax over keys.
         gates = jnp.take_along_axis(*routing, axis=-1) if self.soft else None
         read = attention_over_regions(

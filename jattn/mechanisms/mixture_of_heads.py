@@ -21,7 +21,7 @@ SMALL = 1e-12
 """Added below square roots, whose derivative at 0 is infinite."""
 
 
-class Routing(NamedTuple):
+class HeadRouting(NamedTuple):
     """Which heads each token runs, and how they count.
 
     Attributes:
@@ -58,7 +58,7 @@ def learned_routing(
     top_k: int,
     *,
     rescale: bool = True,
-) -> Routing:
+) -> HeadRouting:
     """Gates from logits: α₁ softmax(shared), and α₂ softmax(routed) where it is among the top_k highest, else 0.
 
     α = softmax(kinds). Rescaled, as the released code has it: the probabilities of shared heads times their number,
@@ -78,10 +78,10 @@ def learned_routing(
     if kinds is not None:
         balance = jax.nn.softmax(kinds, axis=-1) * (2 if rescale else 1)
         of_shared, of_routed = of_shared * balance[..., :1], of_routed * balance[..., 1:]
-    return Routing(jnp.concatenate([of_shared, of_routed], axis=-1), probabilities, chosen)
+    return HeadRouting(jnp.concatenate([of_shared, of_routed], axis=-1), probabilities, chosen)
 
 
-def query_norm_routing(query: Float[Array, "*tokens heads width"], shared: int, top_k: int) -> Routing:
+def query_norm_routing(query: Float[Array, "*tokens heads width"], shared: int, top_k: int) -> HeadRouting:
     """Gates without parameters: a token keeps the routed heads in which its queries are longest.
 
     The logits are the lengths over their standard deviation (n - 1) among the routed heads of the token. Every head
@@ -99,7 +99,7 @@ def query_norm_routing(query: Float[Array, "*tokens heads width"], shared: int, 
     of_routed = top_k_gates(logits, top_k, quantise=True)
     of_shared = jnp.ones((*of_routed.shape[:-1], shared), of_routed.dtype)
     gates = jnp.concatenate([of_shared, of_routed], axis=-1)
-    return Routing(gates, _softmax(logits), top_k_mask(logits, top_k))
+    return HeadRouting(gates, _softmax(logits), top_k_mask(logits, top_k))
 
 
 def _softmax(logits: Float[Array, "... choices"]) -> Float[Array, "... choices"]:
@@ -210,7 +210,7 @@ class MixtureOfHeadsAttention(nnx.Module):
 
     def route(
         self, features: Float[Array, "batch length width"], query: Float[Array, "batch length heads head_dim"]
-    ) -> Routing:
+    ) -> HeadRouting:
         """The heads that each token runs, given the layer's input and the queries made of it."""
         if self.router is None:
             return query_norm_routing(query, self.shared, self.top_k)

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn.mechanisms.bi_level_routing import BiLevelRoutingAttention, Routing
+from jattn.mechanisms.bi_level_routing import BiLevelRoutingAttention, RegionRouting
 
 Map = Float[Array, "batch height width channels"]
 
@@ -99,7 +99,7 @@ class BiFormerBlock(nnx.Module):
 
     def __call__(
         self, features: Map, lists: Int[Array, "#batch regions_squared top_k"] | None = None
-    ) -> tuple[Map, Routing]:
+    ) -> tuple[Map, RegionRouting]:
         """Features and routing; `lists`: to be read instead of the regions of highest affinity."""
         if self.position is not None:
             features = features + self.position(features)
@@ -129,7 +129,7 @@ class BiFormer(nnx.Module):
         start = jax.nn.initializers.truncated_normal(0.02)
         self.logits = nnx.Linear(config.widths[-1], config.classes, kernel_init=start, rngs=rngs)
 
-    def __call__(self, images: Map) -> tuple[Float[Array, "batch classes"], tuple[Routing, ...]]:
+    def __call__(self, images: Map) -> tuple[Float[Array, "batch classes"], tuple[RegionRouting, ...]]:
         """Logits, and the routing of every block; that of a block with full attention says nothing."""
         features, routings = images, []
         for downsample, blocks in zip(self.downsampling, self.stages, strict=True):

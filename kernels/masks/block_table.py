@@ -67,9 +67,12 @@ class BlockTable(Mask):
         """Which entries count, of a table on a grid: those within the count, of a block there is, not there before."""
         indices, counts = without_ones(self.indices), without_ones(self.counts)
         inside = (jnp.arange(indices.shape[-1]) < counts) & (indices >= 0) & (indices < column_blocks)
-        same = (indices[..., :, None] == indices[..., None, :]) & inside[..., None, :]
-        before = jnp.tri(indices.shape[-1], k=-1, dtype=bool)
-        return inside & ~(same & before).any(axis=-1)
+        # What is there already stands behind it when sorted.
+        values = jnp.where(inside, indices, -1)
+        order = jnp.argsort(values, axis=-1, stable=True)
+        ranked = jnp.take_along_axis(values, order, axis=-1)
+        again = jnp.concatenate([jnp.zeros_like(inside[..., :1]), ranked[..., 1:] == ranked[..., :-1]], axis=-1)
+        return inside & ~jnp.take_along_axis(again, jnp.argsort(order, axis=-1), axis=-1)
 
     def allowed(self, rows: Positions, columns: Positions) -> Bool[Array, "..."]:
         indices, counts = self.indices[0, 0], self.counts[0, 0, :, 0]

@@ -18,12 +18,12 @@ from kernels.shapes import Grid
 GRID = Grid((2,), 2, 1, 19, 27)
 
 
-@pytest.mark.parametrize("room", ["algebra", "positions", "arrays", "block_table"])
-def test_examples(room: str) -> None:
+@pytest.mark.parametrize(("room", "masks_there"), [("algebra", 3), ("positions", 6), ("arrays", 4), ("block_table", 1)])
+def test_examples(room: str, masks_there: int) -> None:
     module = importlib.import_module(f"kernels.masks.{room}")
     names = {name: getattr(masks, name) for name in masks.__all__} | {"jnp": jnp}
     result = doctest.testmod(module, extraglobs=names)
-    assert result.attempted >= 1
+    assert result.attempted >= masks_there
     assert result.failed == 0
 
 

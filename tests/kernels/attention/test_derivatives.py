@@ -1,6 +1,7 @@
 """Derivatives of output and log-sum-exp, first and second, in both modes, against dense attention in float64."""
 
 from functools import partial
+from typing import Any
 
 import contract
 import jax
@@ -46,9 +47,15 @@ FEW = [
 """Forward and second derivatives follow from the same rules, mask by mask; these cases have every feature in them."""
 
 
+def every(step: int, *more: str) -> list[Any]:
+    """Those cases; but for every so manyth they are slow tests."""
+    marks = [() if number % step == 0 else (pytest.mark.slow,) for number in range(len(FEW))]
+    return [pytest.param(case, *more, marks=mark) for case, mark in zip(FEW, marks, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("case", "implementation"),
-    [(case, "xla") for case in CASES] + [(case, "reference") for case in FEW[::2]],
+    [(case, "xla") for case in CASES] + every(4, "reference"),
     ids=lambda given: given.name if isinstance(given, Case) else given,
 )
 def test_reverse(case: Case, implementation: str) -> None:
@@ -65,7 +72,7 @@ def test_forward_over_reverse(case: Case) -> None:
     contract.against_dense(case, "xla", forward_over_reverse, 4.0)
 
 
-@pytest.mark.parametrize("case", FEW[::2], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", every(2), ids=lambda case: case.name)
 def test_reverse_over_reverse(case: Case) -> None:
     contract.against_dense(case, "xla", reverse_over_reverse, 4.0)
 
@@ -103,7 +110,10 @@ def test_gradient_of_a_gradient_norm_mapped() -> None:
     contract.against_dense(case, "xla", per_member, 4.0)
 
 
-@pytest.mark.parametrize("in_axes", [(None, 0, 0), (1, 2, 0)])
+@pytest.mark.parametrize(
+    "in_axes",
+    [(None, 0, 0), (1, 2, 0), *(pytest.param(axes, marks=pytest.mark.slow) for axes in ((0, None, None), (0, 0, 0)))],
+)
 def test_vmap_over_any_axis_and_operand(in_axes: tuple[int | None, ...]) -> None:
     arrays = list(Case("vmap", batch=(2,), query_length=20, key_length=24, kv_heads=2).arrays().values())
     rng = np.random.default_rng(0)
@@ -172,7 +182,7 @@ def test_finite_differences() -> None:
                     mask=masks.Causal("end"), softcap=2.0)  # fmt: skip
         arrays = case.arrays()
         along = contract.directions(arrays)
-        loss = contract.pulled(contract.function(case, "xla", ("lse", "entropy")))
+        loss = contract.pulled(contract.function(case, "xla", ("lse", "entropy", "position_variance")))
 
         def at(t):
             return loss({name: arrays[name] + t * along[name] for name in arrays})

@@ -46,7 +46,9 @@ def test_repeats_to_the_bit(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("implementation", "poison"), [("reference", np.nan), ("xla", np.nan), ("xla", np.inf), ("gpu", np.nan)]
+    ("implementation", "poison"),
+    [("reference", np.nan), ("xla", np.nan), ("xla", np.inf), ("gpu", np.nan)]
+    + [pytest.param(name, np.inf, marks=pytest.mark.slow) for name in ("reference", "gpu")],
 )
 def test_padding_is_not_seen(implementation: str, poison: float) -> None:
     case = Case("poison", mask=masks.Lengths(keys=np.array([9, 30]), queries=np.array([20, 37])))

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from jattn.distributed import on_every_device, on_one_device
 from jattn.runs.checkpoints import Best
 from jattn.runs.directory import Run, Stage
 from jattn.train.progress import TrainingProgress
@@ -114,6 +116,7 @@ def fit(
     seeds: int | None = None,
     evaluate: Evaluate | None = None,
     parameters: nnx.State | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Train a model to the end of its schedule as a stage of a run, from its newest checkpoint if it has one.
 
@@ -126,6 +129,8 @@ def fit(
       evaluate: model -> metrics, called as the schedule says.
       parameters: where training begins, instead of at what `build` draws: those of an earlier stage, say
         `fitted.state.parameters`.
+      mesh: devices over which each batch is cut, of `jattn.distributed.batch_mesh`; metrics and running statistics
+        are then means of theirs, and a model's random streams are the same on all. One device if None.
 
     Raises:
       NonFiniteError: loss, a gradient or a parameter stopped being finite; says at which step and in which leaf.
@@ -136,7 +141,8 @@ def fit(
     graph, state = create_state(build, optimiser, key, seeds, parameters)
     generated = data if isinstance(data, Generated) else None
     stream = None if isinstance(data, Generated) else data
-    dispatch = build_dispatch(graph, loss, optimiser, generated, seeds)
+    dispatch = build_dispatch(graph, loss, optimiser, generated, seeds, mesh)
+    state = state if mesh is None else on_every_device(state, mesh)
     evaluation = _Evaluation(graph, evaluate, seeds)
     with run.stage(name, keep=schedule.keep, best=schedule.best) as stage:
         restored = stage.restore(state)
@@ -179,7 +185,7 @@ def fit(
                 if stopping:
                     stage.wait()
                     run.stop_if_asked()
-    return Fitted(graph, state, seeds)
+    return Fitted(graph, on_one_device(state), seeds)
 
 
 class _Evaluation:
@@ -194,7 +200,7 @@ class _Evaluation:
         self._evaluate = jax.jit(one if seeds is None else jax.vmap(one))
 
     def __call__(self, state: TrainState) -> dict[str, np.ndarray]:
-        return jax.device_get(self._evaluate(state.parameters, state.others))
+        return jax.device_get(self._evaluate(*on_one_device((state.parameters, state.others))))
 
 
 def _evaluate(stage: Stage, step: int, evaluation: _Evaluation, state: TrainState) -> dict[str, float]:

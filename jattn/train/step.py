@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jattn.distributed import mean_over_batch
 from jattn.train.state import Generated, TrainState, leaf_names
 
 Loss = Callable[[Any, PyTree[Array]], tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]]
@@ -29,19 +31,18 @@ def build_dispatch(
     optimiser: optax.GradientTransformation,
     data: Generated | None,
     seeds: int | None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[TrainState, PyTree[Array] | None, int], tuple[TrainState, Trace]]:
     """The jitted function (state, batches, steps) -> (state, trace).
 
     The state's buffers are donated. Batches are None for generated data, else a pytree whose arrays have a step
     axis first; all seeds see the same ones. Once anything turns non-finite the state stays what it was before that
-    step, for all seeds, through the end of the dispatch.
+    step, for all seeds, through the end of the dispatch. With a mesh every device has the whole state, and computes the
+    gradient of its part of the batch.
     """
 
-    def one_step(
-        parameters: nnx.State, others: nnx.State, optimiser_state: optax.OptState, key: Array, step: Array, batch: Any
-    ) -> tuple[tuple[nnx.State, nnx.State, optax.OptState], dict[str, Array], Array]:
-        if data is not None:
-            batch = data.sample(jax.random.fold_in(key, step))
+    def gradient_of(models: tuple[nnx.State, nnx.State], batch: Any) -> tuple[nnx.State, Any]:
+        parameters, others = models
 
         def objective(parameters: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
             # Copied, because running statistics and random counters are updated at this level of tracing.
@@ -49,7 +50,16 @@ def build_dispatch(
             value, metrics = loss(model, batch)
             return value, ({"loss": value, **metrics}, nnx.state(model, nnx.Not(nnx.Param)))
 
-        gradient, (metrics, others) = jax.grad(objective, has_aux=True)(parameters)
+        return jax.grad(objective, has_aux=True)(parameters)
+
+    differentiate = gradient_of if mesh is None else mean_over_batch(gradient_of, mesh)
+
+    def one_step(
+        parameters: nnx.State, others: nnx.State, optimiser_state: optax.OptState, key: Array, step: Array, batch: Any
+    ) -> tuple[tuple[nnx.State, nnx.State, optax.OptState], dict[str, Array], Array]:
+        if data is not None:
+            batch = data.sample(jax.random.fold_in(key, step))
+        gradient, (metrics, others) = differentiate((parameters, others), batch)
         update, optimiser_state = optimiser.update(gradient, optimiser_state, parameters)
         parameters = optax.apply_updates(parameters, update)  # pyright: ignore[reportAssignmentType]
         checked = [metrics["loss"], *jax.tree.leaves(gradient), *jax.tree.leaves(parameters)]

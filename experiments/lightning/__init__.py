@@ -21,6 +21,7 @@ from experiments.lightning.measure import decoding_bytes, seconds
 from experiments.lightning.model import bits, build, evaluate, forgetful_bits, losses
 from jattn.data.byte_windows import byte_text
 from jattn.data.text import python_library
+from jattn.distributed import batch_mesh
 from jattn.runs import Experiment, Paper, Run
 from jattn.train import Fitted, fit
 from jattn.train.curves import curves_through_training
@@ -51,6 +52,7 @@ def run(config: Config, run: Run) -> None:
             schedule=config.schedule(),
             seeds=config.seeds,
             evaluate=partial(evaluate, text.validation),
+            mesh=batch_mesh(config.devices),
         )
         run.stop_if_asked()
     log.info("measuring on %d windows of test documents", config.test_windows)

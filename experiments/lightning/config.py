@@ -21,6 +21,7 @@ class Config:
         arms but the one without a gate have as many parameters.
       batch_size, learning_rate, warm_up, steps: of training with Adam; the rate rises over the steps of the warm-up,
         then falls along a cosine.
+      devices: over which each batch is cut.
       seeds: independent repetitions (weights and windows), run as one program.
       seed: what all randomness starts from.
       steps_per_dispatch, evaluate_every, checkpoint_every: see jattn.train.Schedule.
@@ -43,6 +44,7 @@ class Config:
     steps: int = 400
     seeds: int = 3
     seed: int = 0
+    devices: int = 1
     steps_per_dispatch: int = 20
     evaluate_every: int = 40
     checkpoint_every: int = 40
@@ -95,7 +97,8 @@ PRESETS = {
     "paper": Preset(
         replace(
             LAPTOP, length=2048, width=1024, layers=24, heads=8, hidden=3072, batch_size=256, learning_rate=5e-4,
-            warm_up=2000, steps=100_000, steps_per_dispatch=100, evaluate_every=2000, checkpoint_every=2000, seeds=1,
+            devices=64, warm_up=2000, steps=100_000, steps_per_dispatch=100, evaluate_every=2000,
+            checkpoint_every=2000, seeds=1,
             validation_windows=64, test_windows=256, timed_tokens=131072,
             timed_lengths=(1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072), timed_heads=32, timed_head_dim=128,
         ),

@@ -20,6 +20,7 @@ from experiments.mixture_of_heads.measure import byte_classes, choices, clearnes
 from experiments.mixture_of_heads.model import bits, bits_without_heads, build, convert, evaluate, loss
 from jattn.data.byte_windows import ByteText, byte_text
 from jattn.data.text import python_library
+from jattn.distributed import batch_mesh
 from jattn.runs import Experiment, Paper, Run
 from jattn.train import Fitted, create_state, fit
 from jattn.train.curves import curves_through_training
@@ -101,6 +102,7 @@ def _fit(
         schedule=config.schedule(steps),
         seeds=config.seeds,
         evaluate=partial(evaluate, text.validation),
+        mesh=batch_mesh(config.devices),
         parameters=None if start is None else start.state.parameters,
     )
     run.stop_if_asked()

@@ -27,6 +27,7 @@ class Config:
       width, layers, heads, hidden: of the decoder; heads in quarters.
       length: bytes that a window predicts.
       batch_size, learning_rate, weight_decay, steps: of training with AdamW, a cosine after a warm-up.
+      devices: over which each batch is cut.
       tuning_steps: steps of continued training, at a third of the learning rate.
       balance_weight: of the balance loss, but for the arm that goes without.
       validation_windows: evaluated through training.
@@ -51,6 +52,7 @@ class Config:
     test_windows: int = 512
     seeds: int = 3
     seed: int = 0
+    devices: int = 1
     steps_per_dispatch: int = 25
     evaluate_every: int = 150
     checkpoint_every: int = 150
@@ -106,7 +108,7 @@ SMOKE = replace(
     seeds=2, layers=1, steps_per_dispatch=10, evaluate_every=10, checkpoint_every=20,
 )  # fmt: skip
 PAPER = replace(
-    LAPTOP, width=768, layers=12, heads=12, hidden=2048, length=2048, batch_size=2048, learning_rate=3e-4,
+    LAPTOP, width=768, layers=12, heads=12, hidden=2048, length=2048, batch_size=2048, devices=64, learning_rate=3e-4,
     steps=25_000, tuning_steps=3_750, seeds=1, evaluate_every=500, checkpoint_every=1000,
 )  # fmt: skip
 

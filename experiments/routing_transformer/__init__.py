@@ -22,6 +22,7 @@ from experiments.routing_transformer.measure import bits, clusters, look
 from experiments.routing_transformer.model import build, evaluate, loss
 from jattn.data.byte_windows import byte_text
 from jattn.data.text import python_library
+from jattn.distributed import batch_mesh
 from jattn.runs import Experiment, Paper, Run
 from jattn.train import Fitted, create_state, fit
 from jattn.train.curves import curves_through_training
@@ -53,6 +54,7 @@ def run(config: Config, run: Run) -> None:
             schedule=config.schedule(),
             seeds=config.seeds,
             evaluate=partial(evaluate, text.validation),
+            mesh=batch_mesh(config.devices),
         )
         run.stop_if_asked()
     log.info("measuring on %d windows of test documents", config.test_windows)

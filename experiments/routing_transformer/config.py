@@ -30,6 +30,7 @@ class Config:
       commitment: weight of the loss that pulls queries to their centroids.
       batch_size, learning_rate, warm_up, steps: of training with Adam; the rate rises over the steps of the warm-up,
         then falls along a cosine.
+      devices: over which each batch is cut.
       seeds: independent repetitions (weights and windows), run as one program.
       seed: what all randomness starts from.
       steps_per_dispatch, evaluate_every, checkpoint_every: see jattn.train.Schedule.
@@ -60,6 +61,7 @@ class Config:
     steps: int = 500
     seeds: int = 3
     seed: int = 0
+    devices: int = 1
     steps_per_dispatch: int = 25
     evaluate_every: int = 100
     checkpoint_every: int = 100
@@ -106,7 +108,7 @@ PRESETS = {
     "paper": Preset(
         replace(
             LAPTOP, length=8192, width=1024, layers=12, hidden=2816, block=256, look_back=256, routing_layers=12,
-            window=512, exclude_self=False, decay=0.999, batch_size=16, learning_rate=3e-4, warm_up=10_000,
+            window=512, exclude_self=False, decay=0.999, batch_size=16, devices=16, learning_rate=3e-4, warm_up=10_000,
             steps=300_000, steps_per_dispatch=100, evaluate_every=5000, checkpoint_every=5000, seeds=1,
             validation_windows=64, test_windows=128,
         ),

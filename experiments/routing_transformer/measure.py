@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from experiments.routing_transformer.config import Config
 from experiments.routing_transformer.model import ClusteredAttention, random_lists
 from experiments.routing_transformer.model import bits as bits_of_model
+from jattn.layers.norms import layer_norm
 from jattn.layers.positions import rotate_by_position
 from jattn.mechanisms import LocalAttention
 from jattn.models.decoder import Decoder
@@ -124,7 +125,7 @@ class Clusters:
 
     Attributes:
       nearest: mean squared distance of vectors to the nearest centroid.
-      another: to the centroid that has the number after it.
+      nearest_random: to the nearest of as many random points of the sphere, where centroids begin.
       empty: share of centroids that no vector is nearest to.
       recall: share of the keys with the most weight, of full attention over the same queries and keys, that a token
         finds in its clusters.
@@ -133,7 +134,7 @@ class Clusters:
     """
 
     nearest: PerSeed
-    another: PerSeed
+    nearest_random: PerSeed
     empty: PerSeed
     recall: PerSeed
     recall_random: PerSeed
@@ -160,9 +161,11 @@ def _clusters_of(attention: ClusteredAttention, normed: Float[Array, "1 length w
     routed, length = query[:, :, attention.local_heads :], normed.shape[1]
     vectors, places = jnp.moveaxis(routed[0], 1, 0), attention.centroids.places
     nearest = attention.centroids.nearest(vectors)
+    anywhere = layer_norm(jax.random.normal(jax.random.key(OTHER_SEED), places.shape))
 
-    def distance(which: Int[Array, "heads length"]) -> Float[Array, ""]:
-        return ((vectors - jnp.take_along_axis(places, which[..., None], axis=1)) ** 2).sum(axis=-1).mean()
+    def distance(places: Float[Array, "heads clusters width"]) -> Float[Array, ""]:
+        """To the nearest of them."""
+        return ((vectors[:, :, None] - places[:, None]) ** 2).sum(axis=-1).min(axis=-1).mean()
 
     turned = (rotate_by_position(each, jnp.arange(length))[0, :, attention.local_heads :] for each in (query, key))
     scores = jnp.einsum("nhd,mhd->hnm", *turned)
@@ -172,8 +175,8 @@ def _clusters_of(attention: ClusteredAttention, normed: Float[Array, "1 length w
     drawn = [random_lists(OTHER_SEED + number, heads, count, window, length) for number in range(2)]
     recalls = [recall(best, together(lists, length)) for lists in (attention.lists(routed)[0], *drawn)]
     return {
-        "nearest": distance(nearest),
-        "another": distance((nearest + 1) % count),
+        "nearest": distance(places),
+        "nearest_random": distance(anywhere),
         "used": jax.nn.one_hot(nearest, count, dtype=bool).any(axis=1),
         **dict(zip(("recall", "recall_random", "recall_other"), recalls, strict=True)),
     }

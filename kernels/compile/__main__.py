@@ -1,6 +1,7 @@
 """The process that compiles: `python -m kernels.compile DIRECTORY`, with the environment of `toolchain.environment`."""
 
 import json
+import math
 import signal
 import sys
 import traceback
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from kernels.compile import gpu, tpu
 from kernels.compile.case import Case, load_case
@@ -40,7 +43,7 @@ def _compile(order: dict[str, Any], directory: Path) -> Report:
         "flops": case.flops,
         "peak_flop_per_cycle": target.peak_flop_per_cycle if isinstance(target, Tpu) else None,
     }
-    traced, mesh = _trace(case, gpu.device(target) if isinstance(target, Gpu) else tpu.device(target))
+    traced, mesh = _trace(case, _mesh(case, target))
     try:
         with jax.sharding.use_abstract_mesh(mesh):
             lowered = traced.lower()
@@ -55,13 +58,26 @@ def _compile(order: dict[str, Any], directory: Path) -> Report:
     return Report(**told, memory=_memory(compiled), **facts)
 
 
-def _trace(case: Case, device: Any) -> tuple[Any, Any]:
-    """The traced program with its arguments on the device, and the mesh that tells Pallas which device it is."""
-    sharding = jax.sharding.SingleDeviceSharding(device)
+def _mesh(case: Case, target: Gpu | Tpu) -> Mesh:
+    """The mesh of the case, or one device, which Pallas learns of by a mesh too."""
+    axes = {"_": 1} if case.mesh is None else dict(case.mesh)
+    if isinstance(target, Gpu):
+        if case.mesh is not None:
+            raise ValueError(f"the target must be a TPU for a case with a mesh; got {target.name}")
+        devices = [gpu.device(target)]
+    else:
+        devices = tpu.devices(target, math.prod(axes.values()))
+    return Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes))
+
+
+def _trace(case: Case, mesh: Mesh) -> tuple[Any, AbstractMesh]:
+    """The traced program with its arguments on every device of the mesh, and the mesh to lower it with."""
+    alone = case.mesh is None
+    sharding = SingleDeviceSharding(mesh.devices.item()) if alone else NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), case.arguments)
-    mesh = jax.sharding.Mesh([device], ("_",)).abstract_mesh
-    with jax.sharding.use_abstract_mesh(mesh):
-        return jax.jit(case.function).trace(*shapes), mesh
+    abstract = mesh.abstract_mesh
+    with jax.sharding.use_abstract_mesh(abstract):
+        return jax.jit(case.function).trace(*shapes), abstract
 
 
 def _memory(compiled: Any) -> dict[str, int]:

@@ -15,12 +15,14 @@ class Case:
     """A program to compile.
 
     `arguments` are arrays, `jax.ShapeDtypeStruct`s or trees of them. `flops` is what the mathematics needs, whatever
-    the kernel computes besides; None where that is not known.
+    the kernel computes besides; None where that is not known. `mesh` names the axes of a mesh of TPUs and their sizes,
+    which the function's shardings are of; every device has the arguments whole. None for one device.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     flops: int | float | None = None
+    mesh: Mapping[str, int] | None = None
 
 
 BASELINES = "kernels.compile.baselines"

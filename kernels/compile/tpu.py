@@ -1,5 +1,6 @@
 """Compile for a TPU, and read what libtpu dumped."""
 
+import math
 import re
 from glob import escape
 from pathlib import Path
@@ -14,9 +15,16 @@ VMEM = "1"
 """The number of VMEM among libtpu's memory spaces."""
 
 
-def device(target: Tpu) -> Any:
-    """A device of the target that can be compiled for."""
-    return topologies.get_topology_desc(platform="tpu", topology_name=target.topology).devices[0]
+def devices(target: Tpu, count: int) -> list[Any]:
+    """So many devices of the target that can be compiled for, of the smallest cube or square that has them."""
+    kind, _, smallest = target.topology.partition(":")
+    sides = sorted(int(side) for side in smallest.split("x"))
+    while math.prod(sides) < count:
+        sides = sorted([2 * sides[0], *sides[1:]])
+    # libtpu wants the flat side last.
+    shape = [*sides[1:], 1] if sides[0] == 1 else sides
+    name = f"{kind}:{'x'.join(map(str, shape))}"
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices[:count])
 
 
 def facts(directory: Path, compiled: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jattn.mechanisms import (
     LandmarkAttention,
@@ -22,6 +24,7 @@ from jattn.mechanisms import (
     strip_landmarks,
     target_mask,
 )
+from jattn.mechanisms.landmark import grouped_attention
 from jattn.mechanisms.landmark_retrieval import reading_slots, scoring_slots
 from jattn.models.decoder import Decoder, DecoderConfig
 
@@ -137,7 +140,8 @@ def test_derivative_of_the_grouped_softmax() -> None:
         np.testing.assert_allclose(slope, want, atol=1e-15)
 
 
-def test_one_pass_is_the_weights_with_all_derivatives() -> None:
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_one_pass_is_the_weights_with_all_derivatives(implementation: str | None) -> None:
     """Values, gradients and jvp(grad), under vmap and jit, grouped queries, an unfinished last block."""
     with jax.enable_x64(True):
         at, along = map(jnp.asarray, arrays()), map(jnp.asarray, arrays(seed=1))
@@ -147,11 +151,26 @@ def test_one_pass_is_the_weights_with_all_derivatives() -> None:
             slope, bend = jax.jvp(jax.grad(lambda at: jnp.sin(attend(*at)).sum()), (at,), (along,))
             return attend(*at), slope, bend
 
-        ours = jax.vmap(partial(landmark_attention, block=BLOCK))
+        ours = jax.vmap(partial(landmark_attention, block=BLOCK, implementation=implementation))
         have = jax.jit(partial(everything, ours), compiler_options=QUICKLY)(at, along)
         want = jax.jit(partial(everything, by_weights), compiler_options=QUICKLY)(at, along)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), have, want)
         assert all(np.abs(slope).max() > 0.1 for slope in (*have[1], *have[2]))
+
+
+@given(
+    length=st.integers(1, 40), block=st.integers(1, 9), kv_heads=st.sampled_from([1, 2]), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=10, deadline=None)
+def test_at_once_is_block_by_block(length: int, block: int, kv_heads: int, seed: int) -> None:
+    """Output and log-sum-exp of own groups, which merge with further blocks, for blocks of any size."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(seed)
+        shapes = [(2, length, 2, 3), (2, length, kv_heads, 3), (2, length, kv_heads, 5)]
+        at = [jnp.asarray(2 * rng.normal(size=shape)) for shape in shapes]
+        have, want = (grouped_attention(*at, block, implementation=each) for each in (None, "reference"))
+        for ours, theirs in zip(have, want, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_memory_of_the_gradient_is_linear_in_length() -> None:
@@ -224,7 +243,8 @@ def in_chunks(query: Any, key: Any, value: Any, chunk: int, top_k: int, **option
 
 
 @pytest.mark.parametrize(
-    ("retrieval", "implementation"), [("token_head", None), ("token", "reference"), ("head", "reference")]
+    ("retrieval", "implementation"),
+    [("token_head", None), ("token_head", "xla"), ("token", "reference"), ("head", "reference")],
 )
 def test_chunks_are_the_definition(retrieval: str, implementation: str | None) -> None:
     """Chunks of 7 tokens, which end anywhere in blocks of 5, over 7 finished blocks of which 2 are read."""

@@ -1,0 +1,66 @@
+"""What is measured on trained models: bits by place in long windows, and which blocks are read."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from experiments.landmark.config import Config
+from experiments.landmark.model import LANDMARK_ID, bits_by_place, chunked_losses, retrieving
+from jattn.mechanisms import grouped_softmax_weights, insert_landmarks, is_landmark
+from jattn.models.decoder import Decoder
+from jattn.train import Fitted
+from jattn.train.language import Losses, over_windows
+
+
+def by_place(
+    fitted: Fitted, losses: Losses, windows: Int[Array, "windows length"]
+) -> Float[np.ndarray, "seeds predicted"]:
+    """Bits of every place in a window, all read at once."""
+    return np.asarray(fitted.map(partial(bits_by_place, losses), shared=(windows,)), np.float64)
+
+
+def by_place_in_chunks(
+    fitted: Fitted, config: Config, windows: Int[Array, "windows length"], top_k: int, drawing: int | None = None
+) -> Float[np.ndarray, "seeds predicted"]:
+    """The same read in chunks, with so many blocks that landmarks choose, or that are drawn."""
+    losses = partial(chunked_losses, config.block, config.chunk)
+
+    def bits(model: Decoder, windows: Array) -> Array:
+        return bits_by_place(losses, retrieving(config, model, top_k, drawing), windows)
+
+    return np.asarray(fitted.map(bits, shared=(windows,)), np.float64)
+
+
+def weights_by_block(
+    fitted: Fitted, config: Config, windows: Int[Array, "windows length"]
+) -> Float[np.ndarray, "seeds layers blocks"]:
+    """What tokens of the last finished block read of each block, from their own backwards; means over heads."""
+    return np.asarray(fitted.map(partial(_weights_by_block, config), shared=(windows,)), np.float64)
+
+
+def _weights_by_block(
+    config: Config, model: Decoder, windows: Int[Array, "windows length"]
+) -> Float[Array, "layers blocks"]:
+    size = config.block + 1
+    blocks = config.length // config.block
+
+    def one(model: Decoder, window: Int[Array, "1 length"]) -> Float[Array, "layers blocks"]:
+        tokens = insert_landmarks(window, config.block, LANDMARK_ID)[:, : blocks * size]
+        features, found = model.embedding(tokens), []
+        for layer in model.blocks:
+            query, key, _ = layer.attention.project(layer.attention_norm(features))
+            scores = jnp.einsum("bnhd,bmhd->bhnm", query, key) * query.shape[-1] ** -0.5
+            weights = grouped_softmax_weights(scores, is_landmark(tokens.shape[1], config.block))
+            of_blocks = weights[..., -size:, :].reshape(*weights.shape[:-2], size, blocks, size).sum(axis=-1)
+            found.append(of_blocks.mean(axis=(0, 1, 2))[::-1])
+            features = layer(features, None)
+        return jnp.stack(found)
+
+    return over_windows(one, model, windows).mean(axis=0)
+
+
+def share_fetched(config: Config, top_k: int) -> float:
+    """Of the finished blocks at the end of a long window, how many a token and head fetch."""
+    return top_k / (config.long_length // config.block)

@@ -1,0 +1,127 @@
+"""The models, and their losses of bytes: at once and in chunks."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+import kernels
+from experiments.landmark.config import LANDMARK, Config
+from jattn.mechanisms import CausalSelfAttention, LandmarkAttention, LandmarkCache, insert_landmarks, strip_landmarks
+from jattn.models.decoder import BuildAttention, Decoder, DecoderConfig, next_token_losses
+from jattn.models.landmark_decoder import read_in_chunks
+from jattn.train.language import Losses, over_windows
+
+LANDMARK_ID = 256
+
+
+class WindowAttention(CausalSelfAttention):
+    """Plain attention to the latest tokens only."""
+
+    span: int = 1
+
+    def attend(
+        self,
+        query: Float[Array, "batch length heads head_dim"],
+        key: Float[Array, "batch length kv_heads head_dim"],
+        value: Float[Array, "batch length kv_heads head_dim"],
+    ) -> Float[Array, "batch length heads head_dim"]:
+        return kernels.attention(query, key, value, mask=kernels.masks.Window(self.span - 1, 0, "start"))
+
+
+class RandomBlocks(LandmarkAttention):
+    """Landmark attention that retrieves finished blocks at random, others for every token, head and chunk."""
+
+    drawing: int = 0
+
+    def choose(
+        self, query: Float[Array, "batch length heads head_dim"], cache: LandmarkCache
+    ) -> Int[Array, "batch length heads top_k"]:
+        key = jax.random.fold_in(jax.random.key(self.drawing), cache.count)
+        capacity = cache.key.shape[1]
+        drawn = jax.random.uniform(key, (*query.shape[:3], capacity))
+        drawn = jnp.where(jnp.arange(capacity) < cache.count, drawn, -1)
+        return jnp.sort(jax.lax.top_k(drawn, self.top_k)[1], axis=-1)
+
+
+def build(config: Config, arm: str, rngs: nnx.Rngs) -> Decoder:
+    """A decoder of bytes with the attention of that arm in every layer."""
+
+    def attention(width: int, heads: int, layer: int, rngs: nnx.Rngs) -> nnx.Module:
+        if arm == LANDMARK:
+            return LandmarkAttention(width, heads, config.block, max(config.top_k), rngs=rngs)
+        return CausalSelfAttention(width, heads, rngs=rngs)
+
+    return _decoder(config, attention, rngs)
+
+
+def retrieving(config: Config, model: Decoder, top_k: int, drawing: int | None = None) -> Decoder:
+    """The trained landmark model with another number of blocks to read, or blocks drawn at random."""
+
+    def attention(width: int, heads: int, layer: int, rngs: nnx.Rngs) -> nnx.Module:
+        if drawing is None:
+            return LandmarkAttention(width, heads, config.block, top_k, rngs=rngs)
+        random = RandomBlocks(width, heads, config.block, top_k, rngs=rngs)
+        random.drawing = layer + drawing
+        return random
+
+    return _with_parameters(_decoder(config, attention, nnx.Rngs(0)), model)
+
+
+def windowed(config: Config, model: Decoder) -> Decoder:
+    """The trained plain model, each token of which reads as many tokens as one of a landmark chunk at most."""
+
+    def attention(width: int, heads: int, layer: int, rngs: nnx.Rngs) -> nnx.Module:
+        window = WindowAttention(width, heads, rngs=rngs)
+        window.span = config.span
+        return window
+
+    return _with_parameters(_decoder(config, attention, nnx.Rngs(0)), model)
+
+
+def _decoder(config: Config, attention: BuildAttention, rngs: nnx.Rngs) -> Decoder:
+    sizes = DecoderConfig(LANDMARK_ID + 1, config.width, config.layers, config.heads, config.hidden, attention)
+    return Decoder(sizes, rngs=rngs)
+
+
+def _with_parameters(model: Decoder, of: Decoder) -> Decoder:
+    nnx.update(model, nnx.state(of, nnx.Param))
+    return model
+
+
+def landmark_losses(block: int, model: Decoder, windows: Int[Array, "batch length"]) -> Float[Array, "batch predicted"]:
+    """Nats of every byte but the first, read at once with landmarks between; a landmark is not predicted."""
+    tokens = insert_landmarks(windows, block, LANDMARK_ID)
+    return _of_bytes(model(tokens[:, :-1]), tokens, block)
+
+
+def chunked_losses(
+    block: int, chunk: int, model: Decoder, windows: Int[Array, "batch length"]
+) -> Float[Array, "batch predicted"]:
+    """The same, read in chunks: what is past is retrieved."""
+    tokens = insert_landmarks(windows, block, LANDMARK_ID)
+    read = tokens.shape[1] - 1
+    # What fills up the last chunk comes behind all that is predicted.
+    filled = jnp.pad(tokens[:, :-1], [(0, 0), (0, -read % chunk)])
+    return _of_bytes(read_in_chunks(model, filled, chunk)[:, :read], tokens, block)
+
+
+def _of_bytes(
+    logits: Float[Array, "batch read vocabulary"], tokens: Int[Array, "batch length"], block: int
+) -> Float[Array, "batch predicted"]:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    # One for each token, as landmarks are stripped from tokens; the first is not predicted.
+    return strip_landmarks(jnp.pad(losses, [(0, 0), (1, 0)]), block)[:, 1:]
+
+
+def losses_of(config: Config, arm: str) -> Losses:
+    """Nats of bytes as the arm is trained."""
+    return partial(landmark_losses, config.block) if arm == LANDMARK else next_token_losses
+
+
+def bits_by_place(losses: Losses, model: Decoder, windows: Int[Array, "windows length"]) -> Float[Array, " predicted"]:
+    """Mean of -log₂ p over windows, for each place in a window."""
+    return over_windows(losses, model, windows).mean(axis=(0, 1)) / jnp.log(2)

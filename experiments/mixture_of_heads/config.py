@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-import jax
 import optax
 
 from jattn.runs import Preset
-from jattn.train import Schedule
+from jattn.train import Schedule, adamw_with_warm_up
 
 MULTI_HEAD = "multi_head"
 
@@ -92,14 +91,11 @@ class Config:
         return Schedule(steps, self.steps_per_dispatch, self.evaluate_every, self.checkpoint_every)
 
     def optimiser(self, learning_rate: float, steps: int) -> optax.GradientTransformation:
-        """AdamW with clipped gradients, after a warm-up of a tenth down to a twentieth of the learning rate."""
-        rate = optax.warmup_cosine_decay_schedule(0, learning_rate, max(1, steps // 10), steps, learning_rate / 20)
-
-        def matrices(parameters: optax.Params) -> optax.Params:
-            return jax.tree.map(lambda parameter: parameter.ndim > 1, parameters)
-
-        decayed = optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay, mask=matrices)
-        return optax.chain(optax.clip_by_global_norm(1.0), decayed)
+        """AdamW, after a warm-up of a tenth down to a twentieth of the learning rate."""
+        return adamw_with_warm_up(
+            learning_rate, max(1, steps // 10), steps, lowest=learning_rate / 20, b2=0.95,
+            weight_decay=self.weight_decay,
+        )  # fmt: skip
 
 
 LAPTOP = Config()

@@ -6,7 +6,7 @@ from typing import Literal
 import optax
 
 from jattn.runs import Preset
-from jattn.train import Schedule
+from jattn.train import Schedule, adamw_with_warm_up
 
 ARMS = ("local", "random", "routing", "full")
 
@@ -89,8 +89,7 @@ class Config:
         return Schedule(self.steps, self.steps_per_dispatch, self.evaluate_every, self.checkpoint_every)
 
     def optimiser(self) -> optax.GradientTransformation:
-        rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warm_up, self.steps)
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98))
+        return adamw_with_warm_up(self.learning_rate, self.warm_up, self.steps)
 
 
 LAPTOP = Config()

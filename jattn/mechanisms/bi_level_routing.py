@@ -145,7 +145,7 @@ class BiLevelRoutingAttention(nnx.Module):
     """(O + LCE(V)) W_o with O = attention over routed regions of x W_q, x W_k and V = x W_v.
 
     LCE is a depthwise convolution over V as an image. With one region it is full attention. Biases everywhere; linear
-    weights start truncated normal of standard deviation 0.02.
+    weights start truncated normal.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class BiLevelRoutingAttention(nnx.Module):
         soft: bool = False,
         mask_padding: bool = True,
         gather: bool = False,
+        start: float = 0.02,
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
@@ -170,6 +171,7 @@ class BiLevelRoutingAttention(nnx.Module):
           kernel: the side of LCE's window; None: no LCE.
           soft: add the affinities to the scores of the chosen regions, so that the choice is learned. Otherwise it is
             made by queries and keys that learn by what they do among tokens alone, as in the paper.
+          start: standard deviation of linear weights at first.
         """
         if heads < 1 or width % heads:
             raise ValueError(f"heads must divide the width of {width}; got {heads}")
@@ -178,12 +180,12 @@ class BiLevelRoutingAttention(nnx.Module):
         self.regions, self.top_k, self.soft = regions, top_k, soft
         self.heads, self.scale, self.mask_padding = heads, scale, mask_padding
         self.gather, self.implementation = gather, implementation
-        start = jax.nn.initializers.truncated_normal(0.02)
-        self.inner = nnx.Linear(width, 3 * width, kernel_init=start, rngs=rngs)
+        drawn = jax.nn.initializers.truncated_normal(start)
+        self.inner = nnx.Linear(width, 3 * width, kernel_init=drawn, rngs=rngs)
         self.local = (
             None if kernel is None else nnx.Conv(width, width, (kernel,) * 2, feature_group_count=width, rngs=rngs)
         )
-        self.outer = nnx.Linear(width, width, kernel_init=start, rngs=rngs)
+        self.outer = nnx.Linear(width, width, kernel_init=drawn, rngs=rngs)
 
     def __call__(
         self, features: Map, lists: Int[Array, "#batch regions_squared top_k"] | None = None

@@ -1,5 +1,6 @@
 """BiFormer: image classification by bi-level routing attention (Zhu et al., CVPR 2023, arXiv 2303.08810)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jattn.mechanisms.bi_level_routing import BiLevelRoutingAttention, RegionRouting
 
 Map = Float[Array, "batch height width channels"]
+Lists = Int[Array, "#batch regions_squared top_k"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,11 @@ class BiFormerConfig:
       head_width: channels of a head.
       hidden: channels inside a feed-forward layer over those outside.
       position_kernel, local_kernel: sides of the depthwise convolutions of a block and of its attention; None: none.
+      positions: side of a map of learned positions, added before the first block; None: there is none.
       swin_layout: patches of 4 and merging of 2 that do not overlap, as in Swin (Liu et al. 2021, arXiv 2103.14030),
         instead of convolutions of side 3.
       scale_by_width: scores of routed stages are divided by √width as in the released models, not by √head_width.
+      start: standard deviation of linear weights at first.
       drop_path: rate at which the last block's branches are left out in training; earlier ones' rise to it linearly.
       soft, mask_padding, gather, implementation: as in `BiLevelRoutingAttention`.
     """
@@ -39,8 +43,10 @@ class BiFormerConfig:
     classes: int = 1000
     position_kernel: int | None = 3
     local_kernel: int | None = 5
+    positions: int | None = None
     swin_layout: bool = False
     scale_by_width: bool = True
+    start: float = 0.02
     drop_path: float = 0.0
     soft: bool = False
     mask_padding: bool = True
@@ -73,7 +79,7 @@ class BiFormerBlock(nnx.Module):
     def __init__(self, config: BiFormerConfig, stage: int, *, drop_path: float = 0.0, rngs: nnx.Rngs):
         width, top_k = config.widths[stage], config.top_k[stage]
         routed = top_k is not None
-        start = jax.nn.initializers.truncated_normal(0.02)
+        start = jax.nn.initializers.truncated_normal(config.start)
         side = config.position_kernel
         self.position = (
             None if side is None else nnx.Conv(width, width, (side, side), feature_group_count=width, rngs=rngs)
@@ -89,6 +95,7 @@ class BiFormerBlock(nnx.Module):
             soft=config.soft,
             mask_padding=config.mask_padding,
             gather=config.gather,
+            start=config.start,
             implementation=config.implementation,
             rngs=rngs,
         )
@@ -97,9 +104,7 @@ class BiFormerBlock(nnx.Module):
         self.outer = nnx.Linear(config.hidden * width, width, kernel_init=start, rngs=rngs)
         self.drop_path = nnx.Dropout(drop_path, broadcast_dims=(1, 2, 3), rngs=rngs)
 
-    def __call__(
-        self, features: Map, lists: Int[Array, "#batch regions_squared top_k"] | None = None
-    ) -> tuple[Map, RegionRouting]:
+    def __call__(self, features: Map, lists: Lists | None = None) -> tuple[Map, RegionRouting]:
         """Features and routing; `lists`: to be read instead of the regions of highest affinity."""
         if self.position is not None:
             features = features + self.position(features)
@@ -125,19 +130,36 @@ class BiFormer(nnx.Module):
             self.downsampling.append(_downsampling(config, stage, rngs))
             blocks = [BiFormerBlock(config, stage, drop_path=rate, rngs=rngs) for rate in rates[first : first + depth]]
             self.stages.append(nnx.List(blocks))
+        start = jax.nn.initializers.truncated_normal(config.start)
+        shape = (config.positions, config.positions, config.widths[0])
+        self.positions = None if config.positions is None else nnx.Param(start(rngs.params(), shape))
         self.norm = _batch_norm(config.widths[-1], rngs)
-        start = jax.nn.initializers.truncated_normal(0.02)
         self.logits = nnx.Linear(config.widths[-1], config.classes, kernel_init=start, rngs=rngs)
 
-    def __call__(self, images: Map) -> tuple[Float[Array, "batch classes"], tuple[RegionRouting, ...]]:
-        """Logits, and the routing of every block; that of a block with full attention says nothing."""
+    def __call__(
+        self, images: Map, lists: Sequence[Lists] | None = None
+    ) -> tuple[Float[Array, "batch classes"], tuple[RegionRouting, ...]]:
+        """Logits, and the routing of every block; that of a block with full attention says nothing.
+
+        Args:
+          lists: for each block, to be read instead of the regions of highest affinity.
+        """
+        features, routings = self.features(images, lists)
+        return self.logits(features.mean(axis=(1, 2))), routings
+
+    def features(
+        self, images: Map, lists: Sequence[Lists] | None = None
+    ) -> tuple[Float[Array, "batch rows columns features"], tuple[RegionRouting, ...]]:
+        """What logits are made of the mean of, as a map; otherwise as a call."""
         features, routings = images, []
-        for downsample, blocks in zip(self.downsampling, self.stages, strict=True):
+        for stage, (downsample, blocks) in enumerate(zip(self.downsampling, self.stages, strict=True)):
             features = downsample(features)
+            if stage == 0 and self.positions is not None:
+                features = features + self.positions[...]
             for block in blocks:
-                features, routing = block(features)
+                features, routing = block(features, None if lists is None else lists[len(routings)])
                 routings.append(routing)
-        return self.logits(self.norm(features).mean(axis=(1, 2))), tuple(routings)
+        return self.norm(features), tuple(routings)
 
 
 def multiply_adds(config: BiFormerConfig, size: int) -> int:
@@ -152,10 +174,13 @@ def multiply_adds(config: BiFormerConfig, size: int) -> int:
         tokens = (-(-side // regions)) ** 2
         linear = (4 + 2 * config.hidden) * side**2 * width**2
         local = ((config.local_kernel or 0) ** 2 + (config.position_kernel or 0) ** 2) * side**2 * width
-        routing = regions**4 * width
-        attention = 2 * regions**2 * tokens * (top_k or 1) * tokens * width
-        total += depth * (linear + local + routing + attention)
+        total += depth * (linear + local + attention_multiply_adds(tokens, regions, top_k or 1) * width)
     return total + config.widths[-1] * config.classes
+
+
+def attention_multiply_adds(tokens: int, regions: int, top_k: int) -> int:
+    """Those of routing and attention, for each channel, with regions x regions regions of so many tokens."""
+    return regions**4 + 2 * regions**2 * tokens * top_k * tokens
 
 
 def _convolutions(config: BiFormerConfig, stage: int) -> list[tuple[int, int, int]]:

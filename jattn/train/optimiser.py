@@ -1,4 +1,4 @@
-"""The optimiser that language models are trained with."""
+"""The optimiser that attention models are trained with."""
 
 import jax
 import optax

@@ -1,0 +1,54 @@
+"""What is said of derivatives that are not to be trusted."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+Check = str | None
+"""What to do: "warn", "raise" an `ImplicitError`, "poison", to make it not-a-number, or nothing."""
+
+
+class ImplicitWarning(UserWarning):
+    """A derivative of a solution is worse than was asked for."""
+
+
+class ImplicitError(Exception):
+    """A derivative of a solution is worse than was asked for. What JAX raises has its text."""
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def factor(check: Check, what: str, value: Float[Array, ""], limit: ArrayLike) -> Float[Array, ""]:
+    """1, for a derivative to be multiplied by; if not value ≤ limit, what `check` asks for happens first.
+
+    Multiplied, because nothing else can be done to what is linear and differentiated again.
+    """
+    if check is None:
+        return jnp.ones_like(value)
+    if check == "poison":
+        return jnp.where(value <= limit, 1, jnp.nan).astype(value.dtype)
+    one = jax.ShapeDtypeStruct(value.shape, jnp.float32)  # in double precision too: callbacks may run without it
+    said = jax.pure_callback(partial(_say, check, what), one, value, limit, vmap_method="broadcast_all")
+    return said.astype(value.dtype)
+
+
+@factor.defjvp
+def _(check: Check, what: str, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    made = factor(check, what, *primals)
+    return made, jnp.zeros_like(made)
+
+
+def _say(check: Check, what: str, value: ArrayLike, limit: ArrayLike) -> np.ndarray:
+    value = np.asarray(value)
+    bad = ~(value <= np.asarray(limit))
+    if bad.any():
+        worst = np.max(value) if np.isfinite(value).all() else np.nan
+        message = f"{what} is {worst:.3g}, over {float(np.max(limit)):.3g}"
+        message += f", in {bad.sum()} of {bad.size}" if bad.size > 1 else ""
+        if check == "raise":
+            raise ImplicitError(message)
+        warnings.warn(message, ImplicitWarning, stacklevel=2)
+    return np.ones(value.shape, np.float32)

@@ -3,6 +3,18 @@
 from jattn.implicit.adjoint import Implicit, Neumann, OneStep, Truncated, Unrolled
 from jattn.implicit.check import ImplicitError, ImplicitWarning
 from jattn.implicit.condition import Condition, fixed, stationary
+from jattn.implicit.constrained import (
+    ConeSolution,
+    PrimalDual,
+    block_proximal_gradient,
+    conic,
+    kkt,
+    mirror_descent,
+    newton,
+    projected_gradient,
+    proximal_gradient,
+    quadratic_program,
+)
 from jattn.implicit.differentiate import Certificate, Solution, fixed_point, minimise, root
 from jattn.implicit.iteration import Iteration, descent, on_host
 from jattn.implicit.krylov import Report
@@ -22,6 +34,7 @@ __all__ = [
     "BiCGStab",
     "Certificate",
     "Condition",
+    "ConeSolution",
     "ConjugateGradient",
     "Dense",
     "Gmres",
@@ -33,15 +46,24 @@ __all__ = [
     "Minres",
     "Neumann",
     "OneStep",
+    "PrimalDual",
     "Report",
     "Solution",
     "Truncated",
     "Unrolled",
+    "block_proximal_gradient",
+    "conic",
     "descent",
     "fixed",
     "fixed_point",
+    "kkt",
     "minimise",
+    "mirror_descent",
+    "newton",
     "on_host",
+    "projected_gradient",
+    "proximal_gradient",
+    "quadratic_program",
     "root",
     "solve_linear",
     "stationary",

@@ -84,7 +84,7 @@ def root(
         `Unrolled()` takes any solver that JAX can differentiate.
       has_auxiliary: the solver returns a pair, inner variables and anything else.
       check: what happens when a derivative is taken where the certificate's residual is over `tolerance`, its margin
-        is 0, or a linear solve ends far from its own tolerance. Values alone are never checked.
+        below a thousandth of that, or a linear solve ends far from its own tolerance. Values alone are never checked.
       tolerance: see `check`.
 
     Returns:
@@ -171,10 +171,7 @@ def _attach(
         _, image = jax.jvp(lambda *outer: condition.residual(inner, *outer), tuple(outer), tuple(tangents[2:]))
         trusted = factor(check, "residual of an inner solution that is differentiated", made.residual, tolerance)
         if made.margin is not None:
-            nearness = factor(
-                check, "an inequality is weakly active, where there is no derivative: its margin", -made.margin, 0
-            )
-            trusted = trusted * nearness
+            trusted = trusted * factor(check, WEAKLY_ACTIVE, -made.margin, -1e-3 * tolerance)
         image = jax.tree.map(lambda each: each * trusted, image)
         judge = None if check is None else partial(_judge, adjoint, check)
         return inner, adjoint.tangent(condition, inner, image, judge, *outer)

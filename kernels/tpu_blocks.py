@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool
 
+from kernels.entries import shape_in_tiles, to_tiles
 from kernels.loop import Pairs
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.block_table import BlockTable, split_table
@@ -124,7 +125,7 @@ class Walk:
             problem, row, column, _, _ = self.locate(ids, tables[0] if tables else None)
             return layout.place(problem, row, column)
 
-        return pl.BlockSpec(layout.block(), index)
+        return pl.BlockSpec(layout.block(), index, memory_space=pltpu.SMEM if layout.of_entries else None)
 
     def result(self, layout: Layout) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """What the kernel makes of that layout, and the block of each step."""
@@ -154,7 +155,9 @@ class Inputs:
         """Of arrays or their shapes; how the first operands vary can be said."""
         table, rest = split_table(mask)
         leaves, structure = jax.tree.flatten(rest)
-        layouts = [Layout(tuple(a.shape), a.dtype, tiling, v) for a, v in zip_longest((*operands, *leaves), varies)]
+        arrays = (*operands, *leaves)
+        shapes = [*(shape_in_tiles(array, table, tiling) for array in operands), *(tuple(a.shape) for a in leaves)]
+        layouts = [Layout(s, a.dtype, tiling, v) for s, a, v in zip_longest(shapes, arrays, varies)]
         return Inputs(tuple(layouts[: len(operands)]), tuple(layouts[len(operands) :]), structure, tiling, table)
 
     @property
@@ -205,7 +208,7 @@ class Inputs:
         if self.structure.num_leaves or self.structure != jax.tree.structure(None):
             values = []
             for layout, ref in zip(self.leaves, refs[len(self.operands) :], strict=True):
-                value = layout.read(ref, part)
+                value = layout.read(ref, part, column)
                 values.append(jnp.broadcast_to(value, shape) != 0 if layout.dtype == jnp.bool_ else value)
             more = self.structure.unflatten(values).allowed(each_row, each_column)
             allowed = more if allowed is None else allowed & more
@@ -250,6 +253,7 @@ def call(
         # The compiler would keep it in vector memory, from where a copy to scalar memory is slower than from outside.
         tables = [pltpu.with_memory_space_constraint(table, pltpu.HBM) for table in tables]
     specs = [walk.spec(layout) for layout in inputs.layouts]
+    operands = [to_tiles(array, inputs.table, walk.tiling) for array in operands]
     arrays = [*operands, *jax.tree.leaves(split_table(mask)[1])]
     ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
     return pl.pallas_call(

@@ -233,7 +233,7 @@ class _Kernel:
         rows, inputs = self.rows_of(number), self.plan.inputs
         query, key, _, *bias = self.reads[: len(inputs.operands)]
         raw = _matmul(query[rows, :], key[part, :], 1)
-        made = _in_log2(self.scores, raw, [inputs.operands[3].read(ref, (rows, part)) for ref in bias])
+        made = _in_log2(self.scores, raw, [inputs.operands[3].read(ref, (rows, part), column) for ref in bias])
         if masked:
             allowed = inputs.pairs(self.reads, row, column, (rows, part), True).allowed
             assert allowed is not None

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
 from kernels.masks.algebra import And, Coverage, Mask, Positions, Tiling, pytree
 from kernels.masks.arrays import Blocks
@@ -63,6 +63,10 @@ class BlockTable(Mask):
         """Queries and keys of a block."""
         return self.rows, self.columns
 
+    def tiles_in_block(self, tiling: Tiling) -> tuple[int, int]:
+        """How many row tiles and column tiles a block has, where no tile is in two."""
+        return -(-self.rows // tiling.tile_rows), -(-self.columns // tiling.tile_columns)
+
     def live(self, column_blocks: int) -> Bool[Array, "*problems row_blocks entries"]:
         """Which entries count, of a table on a grid: those within the count, of a block there is, not there before."""
         indices, counts = without_ones(self.indices), without_ones(self.counts)
@@ -92,8 +96,7 @@ class BlockTable(Mask):
         layout = spread(self, self.live(blocks).astype(jnp.int32), blocks) > 0
         if self.rows % tiling.tile_rows == 0 and self.columns % tiling.tile_columns == 0:
             # A tile is in one block.
-            tiles = jnp.repeat(layout, self.rows // tiling.tile_rows, axis=-2)[..., : tiling.row_tiles, :]
-            tiles = jnp.repeat(tiles, self.columns // tiling.tile_columns, axis=-1)[..., : tiling.column_tiles]
+            tiles = repeated(self, layout, tiling)
             return tiles, tiles
         return Blocks(layout[..., None, None, :, :], self.rows, self.columns).coverage(tiling)
 
@@ -112,6 +115,13 @@ def spread(table: BlockTable, values: Array, column_blocks: int) -> Array:
     flat = jnp.zeros((len(indices), column_blocks + 1), values.dtype)
     flat = flat.at[jnp.arange(len(indices))[:, None], inside].add(values)
     return flat[:, :-1].reshape(*shape[:-1], column_blocks)
+
+
+def repeated(table: BlockTable, blocks: Array, tiling: Tiling) -> Shaped[Array, "*problems row_tiles column_tiles"]:
+    """What is said of blocks, of the tiles in them."""
+    rows, columns = table.tiles_in_block(tiling)
+    tiles = jnp.repeat(blocks, rows, axis=-2)[..., : tiling.row_tiles, :]
+    return jnp.repeat(tiles, columns, axis=-1)[..., : tiling.column_tiles]
 
 
 def split_table(mask: Mask | None) -> tuple[BlockTable | None, Mask | None]:

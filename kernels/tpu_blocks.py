@@ -125,7 +125,7 @@ class Walk:
             problem, row, column, _, _ = self.locate(ids, tables[0] if tables else None)
             return layout.place(problem, row, column)
 
-        return pl.BlockSpec(layout.block(), index, memory_space=pltpu.SMEM if layout.of_entries else None)
+        return pl.BlockSpec(layout.block(), index)
 
     def result(self, layout: Layout) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """What the kernel makes of that layout, and the block of each step."""

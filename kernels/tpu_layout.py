@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from kernels.layout import GridArray
@@ -151,7 +152,8 @@ class Layout(GridArray):
         rows, columns = self.along
         wide = jnp.float32 if jnp.issubdtype(self.dtype, jnp.floating) else jnp.int32
         if self.of_entries:
-            return jnp.full((1, 1), ref[0, column], wide)
+            here = lax.broadcasted_iota(jnp.int32, ref.shape, 1) == column
+            return jnp.where(here, ref[...], 0).astype(wide).sum(axis=1, keepdims=True)
         if self.features:
             values = (ref[part[0] if rows else part[1], :] if rows or columns else ref[...]).astype(wide)
             return values[:, None] if rows or not columns else values[None]

@@ -165,6 +165,13 @@ class Inputs:
         return (*self.operands, *self.leaves)
 
     @property
+    def partial(self) -> bool:
+        """Whether there may be partial tiles: a block table alone leaves none."""
+        tiling = self.tiling
+        even = tiling.rows % tiling.tile_rows == 0 and tiling.columns % tiling.tile_columns == 0
+        return not even or self.structure != jax.tree.structure(None)
+
+    @property
     def turned(self) -> list[int]:
         """Which of them have numbers for rows alone, along lanes in memory."""
         return [n for n, each in enumerate(self.layouts) if each.along == (True, False) and not each.features]
@@ -205,7 +212,7 @@ class Inputs:
         if self.tiling.columns % self.tiling.tile_columns:
             inside = each_column < self.tiling.columns
             allowed = inside if allowed is None else allowed & inside
-        if self.structure.num_leaves or self.structure != jax.tree.structure(None):
+        if self.structure != jax.tree.structure(None):
             values = []
             for layout, ref in zip(self.leaves, refs[len(self.operands) :], strict=True):
                 value = layout.read(ref, part, column)

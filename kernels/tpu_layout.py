@@ -147,7 +147,8 @@ class Layout(GridArray):
     def read(self, ref: Any, part: Part, column: Any) -> Array:
         """In the kernel: those rows and columns of the tile, as tile functions and masks want them; 32 bits wide.
 
-        Numbers for tiles come for all of a row tile, of which `column` is the one. What lies along lanes in memory may have been turned to sublanes already (`Inputs.turn`).
+        Numbers for tiles come for all of a row tile, of which `column` says the one. What lies along lanes in memory
+        may have been turned to sublanes already (`Inputs.turn`).
         """
         rows, columns = self.along
         wide = jnp.float32 if jnp.issubdtype(self.dtype, jnp.floating) else jnp.int32

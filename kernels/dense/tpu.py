@@ -185,7 +185,8 @@ class _Kernel:
             self.tile(row, column, False)
         else:
             pl.when(full)(lambda: self.tile(row, column, False))
-            pl.when(some)(lambda: self.tile(row, column, True))
+            if self.plan.inputs.partial:
+                pl.when(some)(lambda: self.tile(row, column, True))
 
         @pl.when(last)
         def _() -> None:

@@ -237,9 +237,7 @@ class _Plan:
 
             return visit
 
-        in_sums = [
-            each for each in zip(self.results, made, self.full.factors, strict=True) if not each[0].of_entries
-        ]
+        in_sums = [each for each in zip(self.results, made, self.full.factors, strict=True) if not each[0].of_entries]
         sums = [jnp.zeros(self._sum_shape(layout), jnp.float32) for layout, _, _ in in_sums]
         sums = self.walk.run(table, program, sums, add)
         seen = None

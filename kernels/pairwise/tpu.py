@@ -180,7 +180,8 @@ def _kernel(
             step(False)
         else:
             pl.when(full)(lambda: step(False))
-            pl.when(some)(lambda: step(True))
+            if inputs.partial:
+                pl.when(some)(lambda: step(True))
 
         def finish(kept: bool) -> None:
             for layout, result, ref in zip(layouts, result_refs, sum_refs, strict=True):

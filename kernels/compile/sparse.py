@@ -24,7 +24,7 @@ def forward(
     per_head: bool = True,
     gates: bool = False,
 ) -> Case:
-    """`kernels.block_sparse_attention` of blocks that each read that many others, spread evenly; `gates`: with one for each."""
+    """`kernels.block_sparse_attention` of blocks that each read that many others, spread evenly, with gates or not."""
     blocks = length // block
     apart = jnp.arange(listed) * (blocks // listed)
     own = jnp.arange(blocks)[:, None] + (jnp.arange(heads)[:, None, None] if per_head else 0)

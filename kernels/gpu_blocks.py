@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool
 
+from kernels.entries import shape_in_tiles, to_tiles
 from kernels.gpu_compact import COLUMNS, ROWS, Compact
 from kernels.layout import GridArray
 from kernels.masks.algebra import Mask, Tiling
@@ -108,7 +109,12 @@ class Layout(GridArray):
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
-        return (*self._lead, *(size for size, _ in self._extents))
+        return (*self._lead, *self._tiles, *(size for size, _ in self._extents))
+
+    @property
+    def _tiles(self) -> tuple[int, ...]:
+        """The axes in memory of row tiles and column tiles, where there is a number for each."""
+        return self.shape[-3:-1] if self.of_entries else ()
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -118,7 +124,7 @@ class Layout(GridArray):
     def spec(self) -> pl.BlockSpec:
         """All of it, as if it had whole tiles."""
         inner = [-(-size // tile) * tile for size, tile in self._extents]
-        shape = (*self._lead, *inner)
+        shape = (*self._lead, *self._tiles, *inner)
         return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
 
     def place(self, problem: Ids, row: Any, column: Any) -> tuple[Any, ...]:
@@ -126,7 +132,8 @@ class Layout(GridArray):
         lead = [index for size, index in zip(self.shape[: self.axes], problem, strict=True) if size != 1]
         starts = [index for index, along in zip((row, column), self.along, strict=True) if along]
         inner = zip_longest(starts, self.tile_shape, fillvalue=0)
-        return (*lead, *(pl.ds(start * tile, tile) for start, tile in inner))
+        tile = (row, column) if self.of_entries else ()
+        return (*lead, *tile, *(pl.ds(start * tile, tile) for start, tile in inner))
 
     def inside(self, row: Any, column: Any, whole: bool = False) -> Bool[Array, "..."] | None:
         """Which elements of a tile there are; None: all. `whole`: rows and columns are known to be."""
@@ -271,7 +278,8 @@ class Inputs:
         """Of arrays or their shapes; how the first operands vary can be said."""
         table, rest = split_table(mask)
         leaves, structure = jax.tree.flatten(rest)
-        layouts = tuple(Layout(tuple(a.shape), a.dtype, tiling, v) for a, v in zip_longest(operands, varies))
+        shapes = [shape_in_tiles(array, table, tiling) for array in operands]
+        layouts = tuple(Layout(s, a.dtype, tiling, v) for s, a, v in zip_longest(shapes, operands, varies))
         return Inputs(layouts, tuple(Layout.of_leaf(leaf, tiling) for leaf in leaves), structure, tiling, table)
 
     @property
@@ -332,6 +340,7 @@ def call(
 ) -> Sequence[Array]:
     """Run `kernel(table or None, *input refs, *output refs)` for those operands in every program of a walk."""
     tables = [] if walk.table is None else [visit_table(mask, walk.tiling, walk.own)]
+    operands = [to_tiles(array, inputs.table, walk.tiling) for array in operands]
     arrays = [*operands, *jax.tree.leaves(split_table(mask)[1])]
     ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
     return pl.pallas_call(

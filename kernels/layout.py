@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from kernels.masks.algebra import Tiling
-from kernels.shapes import per_entry
+from kernels.shapes import per_entry, tile_features
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,16 @@ class GridArray:
 
     @property
     def features(self) -> tuple[int, ...]:
-        return self.shape[self.axes + 2 :]
+        return tile_features(self.shape, self.axes)
+
+    @property
+    def of_entries(self) -> bool:
+        """Whether it has a number for each tile, of what callers have a number of for each entry of a block table."""
+        return per_entry(self.shape, self.axes)
 
     @property
     def unsupported(self) -> str | None:
         """Why it cannot be given to a kernel."""
-        if per_entry(self.shape, self.axes):
-            return "numbers for the entries of a block table (log gates)"
         if len(self.features) > 1 or (self.features and all(self.along)):
             return f"an array of shape {self.shape[self.axes :]} for each problem"
         return "float64" if self.dtype == jnp.float64 else None

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool
 
+from kernels.entries import shape_in_tiles, to_tiles
 from kernels.loop import Pairs
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.block_table import BlockTable, split_table
@@ -154,12 +155,21 @@ class Inputs:
         """Of arrays or their shapes; how the first operands vary can be said."""
         table, rest = split_table(mask)
         leaves, structure = jax.tree.flatten(rest)
-        layouts = [Layout(tuple(a.shape), a.dtype, tiling, v) for a, v in zip_longest((*operands, *leaves), varies)]
+        arrays = (*operands, *leaves)
+        shapes = [*(shape_in_tiles(array, table, tiling) for array in operands), *(tuple(a.shape) for a in leaves)]
+        layouts = [Layout(s, a.dtype, tiling, v) for s, a, v in zip_longest(shapes, arrays, varies)]
         return Inputs(tuple(layouts[: len(operands)]), tuple(layouts[len(operands) :]), structure, tiling, table)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
         return (*self.operands, *self.leaves)
+
+    @property
+    def partial(self) -> bool:
+        """Whether there may be partial tiles: a block table alone leaves none."""
+        tiling = self.tiling
+        even = tiling.rows % tiling.tile_rows == 0 and tiling.columns % tiling.tile_columns == 0
+        return not even or self.structure != jax.tree.structure(None)
 
     @property
     def turned(self) -> list[int]:
@@ -202,10 +212,10 @@ class Inputs:
         if self.tiling.columns % self.tiling.tile_columns:
             inside = each_column < self.tiling.columns
             allowed = inside if allowed is None else allowed & inside
-        if self.structure.num_leaves or self.structure != jax.tree.structure(None):
+        if self.structure != jax.tree.structure(None):
             values = []
             for layout, ref in zip(self.leaves, refs[len(self.operands) :], strict=True):
-                value = layout.read(ref, part)
+                value = layout.read(ref, part, column)
                 values.append(jnp.broadcast_to(value, shape) != 0 if layout.dtype == jnp.bool_ else value)
             more = self.structure.unflatten(values).allowed(each_row, each_column)
             allowed = more if allowed is None else allowed & more
@@ -250,6 +260,7 @@ def call(
         # The compiler would keep it in vector memory, from where a copy to scalar memory is slower than from outside.
         tables = [pltpu.with_memory_space_constraint(table, pltpu.HBM) for table in tables]
     specs = [walk.spec(layout) for layout in inputs.layouts]
+    operands = [to_tiles(array, inputs.table, walk.tiling) for array in operands]
     arrays = [*operands, *jax.tree.leaves(split_table(mask)[1])]
     ready = [layout.to_memory(array) for layout, array in zip(inputs.layouts, arrays, strict=True)]
     return pl.pallas_call(

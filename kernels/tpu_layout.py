@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from kernels.layout import GridArray
@@ -92,6 +93,8 @@ class Layout(GridArray):
     @property
     def memory_shape(self) -> tuple[int, ...]:
         lead, (size, tile) = self.shape[: self.axes], self._size
+        if self.of_entries:
+            return (*lead, self.tiling.row_tiles, 1, self.tiling.column_tiles)
         if self.features:
             return (*lead, round_up(size, tile) if self.whole else size, *self.features)
         if any(self.along) and not all(self.along):
@@ -118,6 +121,8 @@ class Layout(GridArray):
 
     def block(self) -> tuple[int | None, ...]:
         lead: tuple[int | None, ...] = (None,) * self.axes
+        if self.of_entries:
+            return (*lead, None, 1, self.tiling.column_tiles)
         if self.whole:
             return (*lead, *self.memory_shape[self.axes :])
         if self.features:
@@ -130,6 +135,8 @@ class Layout(GridArray):
         """The index of the block of a tile."""
         lead = [0 if size == 1 else index for size, index in zip(self.shape, problem, strict=False)]
         rows, columns = self.along
+        if self.of_entries:
+            return (*lead, row, 0, 0)
         if self.whole:
             return (*lead, *(0 for _ in self.memory_shape[self.axes :]))
         if rows and columns:
@@ -137,13 +144,17 @@ class Layout(GridArray):
         index = row if rows else column if columns else 0
         return (*lead, index, 0, 0) if (rows or columns) and not self.features else (*lead, index, 0)
 
-    def read(self, ref: Any, part: Part) -> Array:
+    def read(self, ref: Any, part: Part, column: Any) -> Array:
         """In the kernel: those rows and columns of the tile, as tile functions and masks want them; 32 bits wide.
 
-        What lies along lanes in memory may have been turned to sublanes already (`Inputs.turn`).
+        Numbers for tiles come for all of a row tile, of which `column` says the one. What lies along lanes in memory
+        may have been turned to sublanes already (`Inputs.turn`).
         """
         rows, columns = self.along
         wide = jnp.float32 if jnp.issubdtype(self.dtype, jnp.floating) else jnp.int32
+        if self.of_entries:
+            here = lax.broadcasted_iota(jnp.int32, ref.shape, 1) == column
+            return jnp.where(here, ref[...], 0).astype(wide).sum(axis=1, keepdims=True)
         if self.features:
             values = (ref[part[0] if rows else part[1], :] if rows or columns else ref[...]).astype(wide)
             return values[:, None] if rows or not columns else values[None]

@@ -83,13 +83,13 @@ def gpu_mha_backward(**parameters: Any) -> Case:
 
 
 def gradient(forward: Case) -> Case:
-    """The gradient of a forward attention case by query, key and value: its 2 matmuls and 5 more."""
+    """The gradient of a forward attention case by all its arguments: its 2 matmuls and 5 more."""
 
     def total(*arguments: Any) -> jax.Array:
         return forward.function(*arguments).astype(jnp.float32).sum()
 
     flops = None if forward.flops is None else forward.flops * 7 / 2
-    return Case(jax.grad(total, (0, 1, 2)), forward.arguments, flops)
+    return Case(jax.grad(total, tuple(range(len(forward.arguments)))), forward.arguments, flops)
 
 
 def matmul_flops(batch: int, length: int, heads: int, head_dim: int, causal: bool) -> float:

@@ -53,6 +53,7 @@ def nvdisasm() -> Path | None:
 def environment(kind: str, directory: Path) -> dict[str, str]:
     """The environment of a process that compiles; it must be there before JAX is imported."""
     variables = dict(os.environ)
+    variables.pop("XLA_FLAGS", None)  # a kernel is judged as it is compiled where nothing is said
     variables.update(
         JAX_PLATFORMS="cpu",  # or the CUDA plugin wants a driver
         JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1",

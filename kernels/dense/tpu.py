@@ -185,7 +185,8 @@ class _Kernel:
             self.tile(row, column, False)
         else:
             pl.when(full)(lambda: self.tile(row, column, False))
-            pl.when(some)(lambda: self.tile(row, column, True))
+            if self.plan.inputs.partial:
+                pl.when(some)(lambda: self.tile(row, column, True))
 
         @pl.when(last)
         def _() -> None:
@@ -233,7 +234,7 @@ class _Kernel:
         rows, inputs = self.rows_of(number), self.plan.inputs
         query, key, _, *bias = self.reads[: len(inputs.operands)]
         raw = _matmul(query[rows, :], key[part, :], 1)
-        made = _in_log2(self.scores, raw, [inputs.operands[3].read(ref, (rows, part)) for ref in bias])
+        made = _in_log2(self.scores, raw, [inputs.operands[3].read(ref, (rows, part), column) for ref in bias])
         if masked:
             allowed = inputs.pairs(self.reads, row, column, (rows, part), True).allowed
             assert allowed is not None

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
 from kernels.masks.algebra import And, Coverage, Mask, Positions, Tiling, pytree
 from kernels.masks.arrays import Blocks
@@ -63,16 +63,20 @@ class BlockTable(Mask):
         """Queries and keys of a block."""
         return self.rows, self.columns
 
+    def tiles_in_block(self, tiling: Tiling) -> tuple[int, int]:
+        """How many row tiles and column tiles a block has, where no tile is in two."""
+        return -(-self.rows // tiling.tile_rows), -(-self.columns // tiling.tile_columns)
+
     def live(self, column_blocks: int) -> Bool[Array, "*problems row_blocks entries"]:
         """Which entries count, of a table on a grid: those within the count, of a block there is, not there before."""
         indices, counts = without_ones(self.indices), without_ones(self.counts)
         inside = (jnp.arange(indices.shape[-1]) < counts) & (indices >= 0) & (indices < column_blocks)
-        # What is there already stands behind it when sorted.
+        # What is there already stands behind it when sorted. Sorting, unlike a gather, is fast on every platform.
         values = jnp.where(inside, indices, -1)
-        order = jnp.argsort(values, axis=-1, stable=True)
-        ranked = jnp.take_along_axis(values, order, axis=-1)
+        ranked, places = jax.lax.sort((values, jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)))
         again = jnp.concatenate([jnp.zeros_like(inside[..., :1]), ranked[..., 1:] == ranked[..., :-1]], axis=-1)
-        return inside & ~jnp.take_along_axis(again, jnp.argsort(order, axis=-1), axis=-1)
+        _, again = jax.lax.sort((places, again.astype(jnp.int32)))
+        return inside & (again == 0)
 
     def allowed(self, rows: Positions, columns: Positions) -> Bool[Array, "..."]:
         indices, counts = self.indices[0, 0], self.counts[0, 0, :, 0]
@@ -92,8 +96,7 @@ class BlockTable(Mask):
         layout = spread(self, self.live(blocks).astype(jnp.int32), blocks) > 0
         if self.rows % tiling.tile_rows == 0 and self.columns % tiling.tile_columns == 0:
             # A tile is in one block.
-            tiles = jnp.repeat(layout, self.rows // tiling.tile_rows, axis=-2)[..., : tiling.row_tiles, :]
-            tiles = jnp.repeat(tiles, self.columns // tiling.tile_columns, axis=-1)[..., : tiling.column_tiles]
+            tiles = repeated(self, layout, tiling)
             return tiles, tiles
         return Blocks(layout[..., None, None, :, :], self.rows, self.columns).coverage(tiling)
 
@@ -105,13 +108,16 @@ def without_ones(array: Any) -> Array:
 
 def spread(table: BlockTable, values: Array, column_blocks: int) -> Array:
     """Numbers for the entries of a table on a grid as an array (*problems, row_blocks, column_blocks), 0 elsewhere."""
-    indices = without_ones(table.indices)
-    shape = jnp.broadcast_shapes(indices.shape, values.shape)
-    indices, values = (jnp.broadcast_to(each, shape).reshape(-1, shape[-1]) for each in (indices, values))
-    inside = jnp.where((indices >= 0) & (indices < column_blocks), indices, column_blocks)
-    flat = jnp.zeros((len(indices), column_blocks + 1), values.dtype)
-    flat = flat.at[jnp.arange(len(indices))[:, None], inside].add(values)
-    return flat[:, :-1].reshape(*shape[:-1], column_blocks)
+    # By comparison, as scattering is slow on a TPU.
+    own = without_ones(table.indices)[..., None] == jnp.arange(column_blocks)
+    return jnp.where(own, values[..., None], 0).sum(axis=-2, dtype=values.dtype)
+
+
+def repeated(table: BlockTable, blocks: Array, tiling: Tiling) -> Shaped[Array, "*problems row_tiles column_tiles"]:
+    """What is said of blocks, of the tiles in them."""
+    rows, columns = table.tiles_in_block(tiling)
+    tiles = jnp.repeat(blocks, rows, axis=-2)[..., : tiling.row_tiles, :]
+    return jnp.repeat(tiles, columns, axis=-1)[..., : tiling.column_tiles]
 
 
 def split_table(mask: Mask | None) -> tuple[BlockTable | None, Mask | None]:

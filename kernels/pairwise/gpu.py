@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
+from kernels.entries import from_tiles, output_in_tiles
 from kernels.gpu_blocks import Inputs, Launch, Layout, Walk, call, fit, power, touched, traced_pairs
 from kernels.gpu_compact import Compact
 from kernels.loop import Output, Pairs
@@ -23,11 +24,12 @@ from kernels.masks.block_table import split_table
 from kernels.pairwise.grouping import grouped
 from kernels.pairwise.tiles import Tangent, TileFunction, Transpose
 from kernels.schedule import Tiles, table_problems
+from kernels.shapes import tile_features
 
 
 def default_launch(operands: Sequence[Any], axes: int, own: tuple[bool, bool]) -> Launch:
     """What fits in registers and shared memory of all targets."""
-    widths = [power(array.shape[-1]) for array in operands if array.ndim > axes + 2]
+    widths = [power(array.shape[-1]) for array in operands if tile_features(array.shape, axes)]
     width = max(widths, default=0)
     if _matmul_dtype(operands, axes) == jnp.float32:
         return Launch(Tiles(32, 32), 8, 2) if width <= 64 else Launch(Tiles(16, 16), 4, 2)
@@ -57,7 +59,7 @@ def pairwise_sum(
     for launch, walk, members in _walks(operands, mask, outputs, sizes, axes, tiles):
         plan = _Plan.of(function, operands, mask, launch, walk, outputs, members)
         for number, result in zip(members, plan.run(operands, mask, interpret), strict=True):
-            made[number] = result
+            made[number] = from_tiles(result, outputs[number], mask, walk.tiling)
     return made
 
 
@@ -146,7 +148,8 @@ class _Plan:
             replace(layout, dtype=dtype) if only and layout.features else layout
             for layout, only in zip(inputs.operands, full.only_in_products[2:], strict=True)
         )
-        results = tuple(Layout(outputs[number].shape, outputs[number].dtype, tiling) for number in members)
+        made = [output_in_tiles(outputs[number], walk.problems, tiling) for number in members]
+        results = tuple(Layout(output.shape, output.dtype, tiling) for output in made)
         return _Plan(launch, walk, replace(inputs, operands=narrowed), results, full, compact(True))
 
     @property
@@ -168,7 +171,7 @@ class _Plan:
             interpret=interpret,
         )
         return [
-            (result if any(layout.along) else result.sum(axis=-1 - len(layout.features)))
+            (result if any(layout.along) or layout.of_entries else result.sum(axis=-1 - len(layout.features)))
             .reshape(layout.shape)
             .astype(layout.dtype)
             for layout, result in zip(self.results, made, strict=True)
@@ -176,7 +179,7 @@ class _Plan:
 
     def _parts(self, layout: Layout) -> Layout:
         """As the kernel makes it: what varies along neither rows nor columns comes in a part for each row tile."""
-        if any(layout.along):
+        if any(layout.along) or layout.of_entries:
             return layout
         axes, tiling = layout.axes, layout.tiling
         shape = (*layout.shape[:axes], tiling.row_tiles, 1, *layout.features)
@@ -200,7 +203,7 @@ class _Plan:
             # What does not vary along the visited tiles is read once.
             once = [
                 self._read(layout, ref, problem, own_row, own_column)
-                if not any(a and v for a, v in zip(layout.along, visited, strict=True))
+                if not (layout.of_entries or any(a and v for a, v in zip(layout.along, visited, strict=True)))
                 else None
                 for layout, ref in operands
             ]
@@ -215,7 +218,14 @@ class _Plan:
                 ]
                 positions = self._positions(row, column)
                 results = self.partial(*positions, *values, allowed) if masked else self.full(*positions, *values)
-                return [total + result for total, result in zip(sums, results, strict=True)]
+                added = []
+                for layout, ref, result, factor in zip(self.results, made, results, self.full.factors, strict=True):
+                    if layout.of_entries:
+                        # A tile is visited once.
+                        layout.write(ref, _times(result, factor), problem, row, column)
+                    else:
+                        added.append(result)
+                return [total + result for total, result in zip(sums, added, strict=True)]
 
             return visit
 
@@ -227,12 +237,15 @@ class _Plan:
 
             return visit
 
-        sums = [jnp.zeros(self._sum_shape(layout), jnp.float32) for layout in self.results]
+        in_sums = [each for each in zip(self.results, made, self.full.factors, strict=True) if not each[0].of_entries]
+        sums = [jnp.zeros(self._sum_shape(layout), jnp.float32) for layout, _, _ in in_sums]
         sums = self.walk.run(table, program, sums, add)
-        # In a loop of its own, as the other has no registers to spare.
-        seen = None if table is None else self.walk.run(table, program, jnp.zeros(self._seen_shape, jnp.int32), look)
-        for layout, ref, total, factor in zip(self.results, made, sums, self.full.factors, strict=True):
-            total = total if factor == 1 else total * factor
+        seen = None
+        if table is not None and any(self._along):
+            # In a loop of its own, as the other has no registers to spare.
+            seen = self.walk.run(table, program, jnp.zeros(self._seen_shape, jnp.int32), look)
+        for (layout, ref, factor), total in zip(in_sums, sums, strict=True):
+            total = _times(total, factor)
             if seen is not None and any(layout.along):
                 # What reads nothing has no sum, be it NaN itself.
                 total = jnp.where(seen[:, None] > 0 if layout.features else seen > 0, total, 0)
@@ -292,6 +305,10 @@ class _Plan:
         return shape[::-1] if self.flipped and all(layout.along) else shape
 
 
+def _times(value: Array, factor: float) -> Array:
+    return value if factor == 1 else value * factor
+
+
 def _padded(function: TileFunction) -> TileFunction:
     """The tile function of features padded with zeros, as matrix products want them."""
     match function:
@@ -308,5 +325,5 @@ def _padded(function: TileFunction) -> TileFunction:
 
 def _matmul_dtype(operands: Sequence[Any], axes: int) -> Any:
     """The narrowest dtype of a matrix among the operands; float32 if none is of 16 bits."""
-    kinds = [jnp.dtype(array.dtype) for array in operands if array.ndim > axes + 2]
+    kinds = [jnp.dtype(array.dtype) for array in operands if tile_features(array.shape, axes)]
     return min(kinds, key=lambda kind: kind.itemsize, default=jnp.dtype(jnp.float32))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.loop import Output
+from kernels.shapes import per_entry
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,13 @@ class Order:
 
 
 def order_of(output: Output, problems: tuple[int, ...]) -> Order:
-    """The order that an output wants; one that varies along neither rows nor columns comes in parts, by rows."""
+    """The order that an output wants; one that varies along neither rows nor columns comes in parts, by rows.
+
+    What has a number for each entry of a block table comes in parts for tiles, of each problem.
+    """
     axes = len(problems)
+    if per_entry(output.shape, axes):
+        return Order((True, False), ())
     rows, columns = output.shape[axes] > 1, output.shape[axes + 1] > 1
     summed = tuple(axis for axis, size in enumerate(problems) if size > 1 and output.shape[axis] == 1)
     return Order((rows or not columns, columns), summed)

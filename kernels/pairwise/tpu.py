@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from kernels.entries import from_tiles, output_in_tiles
 from kernels.loop import Output
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.block_table import split_table
@@ -24,6 +26,7 @@ from kernels.pairwise.grouping import grouped, order_of
 from kernels.pairwise.precision import Value, in_dtype
 from kernels.pairwise.tiles import TileFunction
 from kernels.schedule import Tiles, most_listed, table_problems
+from kernels.shapes import tile_features
 from kernels.tpu_blocks import Inputs, Walk, call, unread_to_zero, unsupported
 from kernels.tpu_layout import LANES, Layout, Part, fit, round_up, to_line
 
@@ -35,8 +38,9 @@ WHOLE = 8 << 20
 
 def default_tiles(operands: Sequence[Any], axes: int) -> Tiles:
     """What fits in the 16 MiB of vector memory that a kernel has by default: fewer rows for many operands."""
-    grids = [array.shape[axes:] for array in operands]
-    width = sum(shape[2] if len(shape) > 2 else 512 * (min(shape) > 1) for shape in grids)
+    features = [tile_features(array.shape, axes) for array in operands]
+    along = [array.shape[axes : axes + 2] for array in operands]
+    width = sum(some[0] if some else 512 * (min(sizes) > 1) for some, sizes in zip(features, along, strict=True))
     return Tiles(512 if width <= 1536 else 256, 512)
 
 
@@ -55,10 +59,11 @@ def pairwise_sum(
     if 0 in sizes or any(0 in output.shape for output in outputs):
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
     made: list[Any] = [None] * len(outputs)
-    for walk, members in _walks(operands, mask, outputs, _tiling(operands, mask, sizes, axes, tiles)):
+    tiling = _tiling(operands, mask, sizes, axes, tiles)
+    for walk, members in _walks(operands, mask, outputs, tiling):
         results = _kernel(function, operands, mask, walk, outputs, members, interpret)
         for number, result in zip(members, results, strict=True):
-            made[number] = result
+            made[number] = from_tiles(result, outputs[number], mask, tiling)
     return made
 
 
@@ -138,7 +143,8 @@ def _kernel(
     wanted = [number in members for number in range(len(outputs))]
     evaluate = in_dtype(function, _matmul_dtype(operands, axes), wanted)
     whole = [walk.whole is not None and order_of(outputs[n], walk.problems).own == (False, True) for n in members]
-    layouts = [_layout(outputs[number], tiling, kept) for number, kept in zip(members, whole, strict=True)]
+    made_here = [output_in_tiles(outputs[number], walk.problems, tiling) for number in members]
+    layouts = [_layout(output, tiling, kept) for output, kept in zip(made_here, whole, strict=True)]
     parts = _parts(walk.own, tile)
     stays = walk.own == (True, False)
 
@@ -160,7 +166,7 @@ def _kernel(
         def step(masked: bool) -> None:
             for part in parts:
                 pairs = inputs.pairs(read, row, column, part, masked)
-                values = [_value(layout, ref, part) for layout, ref in zip(inputs.operands, read, strict=False)]
+                values = [_value(layout, ref, part, column) for layout, ref in zip(inputs.operands, read, strict=False)]
                 if pairs.allowed is not None:
                     values = unread_to_zero([value.array for value in values], pairs.allowed)
                 made = evaluate(pairs, *values)
@@ -168,13 +174,14 @@ def _kernel(
                 if pairs.allowed is not None:
                     results = unread_to_zero(results, pairs.allowed)
                 for layout, result, ref in zip(layouts, results, sum_refs, strict=True):
-                    ref[_place(layout, column, part)] += _flat(layout, result)
+                    ref[_place(layout, column, part)] += _flat(layout, result, column)
 
         if table is None:
             step(False)
         else:
             pl.when(full)(lambda: step(False))
-            pl.when(some)(lambda: step(True))
+            if inputs.partial:
+                pl.when(some)(lambda: step(True))
 
         def finish(kept: bool) -> None:
             for layout, result, ref in zip(layouts, result_refs, sum_refs, strict=True):
@@ -206,14 +213,14 @@ def _split(refs: Sequence[Any], *counts: int) -> list[Sequence[Any]]:
     return [refs[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _value(layout: Layout, ref: Any, part: Part) -> Value:
+def _value(layout: Layout, ref: Any, part: Part, column: Any) -> Value:
     """An operand in the kernel, with what saves work: 16 bits as they are, numbers for rows in all lanes."""
     rows, columns = layout.along
     if layout.features and ref.dtype == jnp.bfloat16 and rows != columns:
         narrow = ref[part[0] if rows else part[1], :]
-        return Value(layout.read(ref, part), narrow[:, None] if rows else narrow[None])
+        return Value(layout.read(ref, part, column), narrow[:, None] if rows else narrow[None])
     turned = rows and not columns and not layout.features and ref.shape[0] > 1
-    return Value(layout.read(ref, part), lanes=ref[part[0], :] if turned else None)
+    return Value(layout.read(ref, part, column), lanes=ref[part[0], :] if turned else None)
 
 
 def _parts(own: tuple[bool, bool], tile: Tiles) -> list[Part]:
@@ -227,8 +234,13 @@ def _parts(own: tuple[bool, bool], tile: Tiles) -> list[Part]:
     return [(rows, columns) for rows in row_parts for columns in column_parts]
 
 
-def _flat(layout: Layout, result: Array) -> Array:
-    """A result without the axis of rows or columns that it does not vary along, where it has features."""
+def _flat(layout: Layout, result: Array, column: Any) -> Array:
+    """A result without the axis of rows or columns that it does not vary along, where it has features.
+
+    That of a tile comes in the place of the tile.
+    """
+    if layout.of_entries:
+        return jnp.where(lax.broadcasted_iota(jnp.int32, _sum_shape(layout), 1) == column, result, 0)
     if not layout.features:
         return result
     return result[:, 0] if layout.along[0] or not layout.along[1] else result[0]
@@ -249,13 +261,18 @@ def _place(layout: Layout, column: Any, part: Part) -> Any:
 def _sum_shape(layout: Layout) -> tuple[int, ...]:
     if layout.whole:
         return layout.memory_shape[layout.axes :]
+    if layout.of_entries:
+        return (1, layout.tiling.column_tiles)
     rows = layout.tile.rows if layout.along[0] else 1
     columns = layout.tile.columns if layout.along[1] else 1
     return (rows * columns, *layout.features) if layout.features else (rows, columns)
 
 
 def _result(layout: Layout, walk: Walk) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-    """Shape in memory, and blocks; what varies along neither rows nor columns comes in a part for each row tile."""
+    """Shape in memory, and blocks; what varies along neither rows nor columns comes in a part for each row tile.
+
+    Numbers for tiles come in a line for each row tile.
+    """
     if any(layout.along):
         return walk.result(layout)
     shape, lead = _sum_shape(layout), layout.shape[: layout.axes]
@@ -272,10 +289,12 @@ def _result(layout: Layout, walk: Walk) -> tuple[jax.ShapeDtypeStruct, pl.BlockS
 def _collect(layout: Layout, result: Array) -> Array:
     if any(layout.along):
         return layout.from_memory(result)
+    if layout.of_entries:
+        return result.reshape(layout.shape)
     return result.sum(axis=layout.axes).reshape(layout.shape).astype(layout.dtype)
 
 
 def _matmul_dtype(operands: Sequence[Any], axes: int) -> Any:
     """bfloat16 if a matrix among the operands is."""
-    narrow = any(array.dtype == jnp.bfloat16 and array.ndim > axes + 2 for array in operands)
+    narrow = any(array.dtype == jnp.bfloat16 and tile_features(array.shape, axes) for array in operands)
     return jnp.bfloat16 if narrow else jnp.float32

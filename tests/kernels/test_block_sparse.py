@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import block_sparse_attention, masks
+from kernels.explain import _OPERATIONS, _calls
+from kernels.pairwise import tpu
+from kernels.schedule import Tiles
 
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 POSITIONS = {"queries": np.random.default_rng(5).permutation(40), "keys": np.random.default_rng(6).integers(0, 40, 53)}
@@ -169,22 +172,111 @@ def test_kernels_in_the_interpreter(implementation: str, block: int) -> None:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), both(implementation), both("reference"))
 
 
+GATED = {
+    "gpu, blocks are tiles": ("gpu", 40, (16, 16), None, (), (2,)),
+    "gpu, blocks of several tiles": ("gpu", 75, (32, 32), Tiles(16, 16), (2, 1), ()),
+    "tpu, blocks are tiles": ("tpu", 300, (64, 128), None, (), ()),
+    "tpu, blocks of several tiles": ("tpu", 300, (32, 256), Tiles(16, 128), (2,), (2, 1)),
+}
+
+
+def gated(name: str, run: Callable[..., Any]) -> None:
+    """What `run(loss, attend, at, along)` gives of kernels in the interpreter and of the reference, in float32."""
+    implementation, length, blocks, tiles, of_table, of_gates = GATED[name]
+    row_blocks, column_blocks = (-(-length // block) for block in blocks)
+    table = random_table(4, (*of_table, row_blocks, 3), column_blocks, blocks)
+    at = arrays(length, length, (*of_gates, row_blocks, 3), heads=2, kv_heads=1)
+    along = {key: jnp.asarray(np.random.default_rng(2).normal(size=each.shape)) for key, each in at.items()}
+    at, along = jax.tree.map(lambda each: each.astype(jnp.float32), (at, along))
+
+    def made(implementation: str, tiles: Tiles | None) -> Any:
+        def attend(at: dict[str, Any]) -> Any:
+            given, options = (at["query"], at["key"], at["value"], table), {"mask": masks.Causal("start")}
+            options |= {"log_gates": at["log_gates"], "implementation": implementation, "tiles": tiles}
+            return block_sparse_attention(*given, **options)
+
+        return jax.jit(partial(run, partial(loss, attend), attend), compiler_options=QUICKLY)(at, along)
+
+    have, want = made(implementation, tiles), made("reference", None)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), have, want)
+
+
 @pytest.mark.parametrize(
-    ("implementation", "blocks", "gates", "reason"),
+    "name", [pytest.param(name, marks=pytest.mark.slow if "several" in name else ()) for name in GATED]
+)
+def test_gates_in_the_interpreter(name: str) -> None:
+    gated(name, lambda loss, attend, at, _: (attend(at), jax.grad(loss)(at)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GATED)
+def test_gates_forward_and_forward_over_reverse_in_the_interpreter(name: str) -> None:
+    gated(
+        name,
+        lambda loss, _, at, along: (jax.jvp(loss, (at,), (along,)), jax.jvp(jax.grad(loss), (at,), (along,))),
+    )
+
+
+@pytest.mark.slow
+def test_gates_by_columns_on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where results for keys are too many to be kept whole."""
+    monkeypatch.setattr(tpu, "WHOLE", 0)
+    gated("tpu, blocks of several tiles", lambda loss, _, at, __: jax.grad(loss)(at))
+
+
+@pytest.mark.parametrize("implementation", ["gpu", "tpu"])
+def test_gates_that_shut_out_and_entries_that_do_not_count(implementation: str) -> None:
+    """-inf gives an entry no weight; what an entry holds that does not count is not seen, and has gradient 0."""
+    at = jax.tree.map(lambda each: each.astype(jnp.float32), arrays(128, 256, (2, 4), heads=1, kv_heads=1, batch=1))
+    table = masks.BlockTable(jnp.array([[0, 1, 0, 1], [1, -1, 2, 0]]), jnp.array([3, 3]), rows=64, columns=128)
+    gates = jnp.array([[0.5, -jnp.inf, jnp.nan, jnp.nan], [0.2, jnp.nan, jnp.nan, jnp.nan]])
+
+    def run(gates: jax.Array) -> Any:
+        given = at["query"], at["key"], at["value"], table
+        output, lse = block_sparse_attention(*given, log_gates=gates, implementation=implementation)
+        return jnp.sin(output).sum() + lse.sum(), output
+
+    (_, output), slope = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICKLY)(gates)
+    alone = masks.BlockTable(jnp.array([[0], [1]]), rows=64, columns=128)
+    want, _ = block_sparse_attention(at["query"], at["key"], at["value"], alone, implementation="xla")
+    np.testing.assert_allclose(output, want, rtol=1e-5, atol=1e-5)
+    # All weight of a row is in one block: its gate moves nothing but the log-sum-exp.
+    np.testing.assert_allclose(slope, [[64, 0, 0, 0], [64, 0, 0, 0]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "blocks", "reason"),
     [
-        ("gpu", (24, 16), False, "blocks of 24 queries: a tile has no fewer than 16"),
-        ("tpu", (16, 64), False, "blocks of 64 keys: a tile has no fewer than 128"),
-        ("gpu", (16, 16), True, "numbers for the entries of a block table"),
+        ("gpu", (24, 16), "blocks of 24 queries: a tile has no fewer than 16"),
+        ("tpu", (16, 64), "blocks of 64 keys: a tile has no fewer than 128"),
     ],
 )
 def test_what_kernels_cannot_do_runs_as_the_tiled_loop(
-    implementation: str, blocks: tuple[int, int], gates: bool, reason: str
+    implementation: str, blocks: tuple[int, int], reason: str
 ) -> None:
-    at = arrays(200, 200, (-(-200 // blocks[0]), 2))
+    at = arrays(200, 200, ())
     table = random_table(3, (-(-200 // blocks[0]), 2), 3, blocks)
-    options = {"log_gates": at["log_gates"]} if gates else {}
     with pytest.raises(ValueError, match=reason):
-        block_sparse_attention(at["query"], at["key"], at["value"], table, **options, implementation=implementation)
+        block_sparse_attention(at["query"], at["key"], at["value"], table, implementation=implementation)
+
+
+@pytest.mark.parametrize(("platform", "native"), [("cuda", "gpu"), ("tpu", "tpu")])
+def test_gates_run_on_the_kernels_of_their_platform(platform: str, native: str) -> None:
+    """Forward pass and gradient, as `kernels.implementation` chooses."""
+    at = arrays(256, 256, (4, 2, 2))
+    table = masks.BlockTable(jnp.array([[0, 1], [1, 0]]), rows=128, columns=128)
+
+    def total(query: jax.Array, gates: jax.Array) -> jax.Array:
+        return block_sparse_attention(query, at["key"], at["value"], table, log_gates=gates)[0].sum()
+
+    shapes = [jax.ShapeDtypeStruct(at[name].shape, jnp.float32) for name in ("query", "log_gates")]
+    at = jax.tree.map(lambda each: each.astype(jnp.float32), at)
+    found = list(_calls(jax.make_jaxpr(jax.grad(total, (0, 1)))(*shapes).jaxpr))
+    assert len(found) > 1
+    for call in found:
+        operands = [variable.aval for variable in call.invars]
+        choice = _OPERATIONS[call.primitive].choose(platform, *operands, **call.params)
+        assert choice.name == native, choice.reason
 
 
 def test_all_blocks_listed_is_dense_attention() -> None:

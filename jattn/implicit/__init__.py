@@ -16,6 +16,14 @@ from jattn.implicit.constrained import (
     quadratic_program,
 )
 from jattn.implicit.differentiate import Certificate, Solution, fixed_point, minimise, root
+from jattn.implicit.error import ErrorBound, error_bound
+from jattn.implicit.hypergradient import (
+    Hypergradient,
+    HypergradientReport,
+    HypergradientState,
+    Tolerances,
+    hypergradient,
+)
 from jattn.implicit.iteration import Iteration, descent, on_host
 from jattn.implicit.krylov import Report
 from jattn.implicit.linear_solve import (
@@ -37,7 +45,11 @@ __all__ = [
     "ConeSolution",
     "ConjugateGradient",
     "Dense",
+    "ErrorBound",
     "Gmres",
+    "Hypergradient",
+    "HypergradientReport",
+    "HypergradientState",
     "Implicit",
     "ImplicitError",
     "ImplicitWarning",
@@ -49,13 +61,16 @@ __all__ = [
     "PrimalDual",
     "Report",
     "Solution",
+    "Tolerances",
     "Truncated",
     "Unrolled",
     "block_proximal_gradient",
     "conic",
     "descent",
+    "error_bound",
     "fixed",
     "fixed_point",
+    "hypergradient",
     "kkt",
     "minimise",
     "mirror_descent",

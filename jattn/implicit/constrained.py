@@ -44,32 +44,32 @@ def kkt(
       objective, equality, inequality: of (primal, *outer); f is minimised with H = 0 and G ≤ 0.
     """
 
-    def constraints(primal: Any, *outer: Any, **named: Any) -> tuple[Any, Any]:
-        return tuple(None if each is None else each(primal, *outer, **named) for each in (equality, inequality))
-
-    def active_of(inner: PrimalDual, slackness: Any) -> Any:
-        return jax.lax.stop_gradient(inner.inequality + slackness > 0)
+    def slackness(inner: PrimalDual, *outer: Any, **named: Any) -> tuple[Any, Any]:
+        """G, and where it is active."""
+        if inequality is None:
+            return None, None
+        below = inequality(inner.primal, *outer, **named)
+        return below, jax.lax.stop_gradient(jnp.asarray(inner.inequality) > -below)
 
     def residual(inner: PrimalDual, *outer: Any, **named: Any) -> PrimalDual:
-        equal, below = constraints(inner.primal, *outer, **named)
-        active = None if below is None else active_of(inner, below)
+        below, active = slackness(inner, *outer, **named)
 
         def lagrangian(primal: Any) -> Array:
             total = objective(primal, *outer, **named)
-            equal, below = constraints(primal, *outer, **named)
-            if equal is not None:
-                total += equal @ inner.equality
-            if below is not None:
-                total += below @ jnp.where(active, inner.inequality, 0)
+            if equality is not None:
+                total += equality(primal, *outer, **named) @ jnp.asarray(inner.equality)
+            if inequality is not None:
+                total += inequality(primal, *outer, **named) @ jnp.where(active, jnp.asarray(inner.inequality), 0)
             return total
 
-        last = None if below is None else jnp.where(active, below, -inner.inequality)
+        equal = None if equality is None else equality(inner.primal, *outer, **named)
+        last = None if below is None else jnp.where(active, below, -jnp.asarray(inner.inequality))
         return PrimalDual(jax.grad(lagrangian)(inner.primal), equal, last)
 
     def activity(inner: PrimalDual, *outer: Any, **named: Any) -> tuple[Bool[Array, " inequalities"], Array]:
-        _, below = constraints(inner.primal, *outer, **named)
-        active = active_of(inner, below)
-        return active, jnp.min(jnp.where(active, inner.inequality, -below), initial=jnp.inf)
+        below, active = slackness(inner, *outer, **named)
+        margins = jnp.where(active, jnp.asarray(inner.inequality), -below)
+        return active, jnp.min(margins, initial=jnp.inf)
 
     return Condition(residual, "symmetric", 1, None if inequality is None else activity)
 
@@ -128,7 +128,7 @@ def block_proximal_gradient(
             proximal(jax.tree.map(lambda x, slope, rate=rate: x - rate * slope, *pair), each, rate)
             for proximal, rate, each, *pair in zip(proximals, rates, rest, inner, slopes, strict=True)
         ]
-        return type(inner)(moved)
+        return jax.tree.unflatten(jax.tree.structure(inner), jax.tree.leaves(moved))
 
     return fixed(map)
 

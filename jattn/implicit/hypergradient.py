@@ -1,0 +1,215 @@
+"""Hypergradients over many outer steps: what one step solved is where the next one starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, no_type_check
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jattn.implicit.adjoint import derivative
+from jattn.implicit.condition import Condition, as_condition, size_of
+from jattn.implicit.differentiate import certificate
+from jattn.implicit.linear_solve import ConjugateGradient, Gmres, LinearSolver, Minres, solve_linear
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How exactly each outer step is solved: loosely while the outer objective still falls fast.
+
+    A step's tolerances are the loosest times |change of the outer objective in the last step| over its largest so far,
+    and no less than the tightest (the idea of summable errors: Pedregosa 2016, arXiv 1602.02355).
+
+    Attributes:
+      inner: the loosest and the tightest that the inner solver is asked for.
+      adjoint: the same of the relative residual of the linear solve.
+    """
+
+    inner: tuple[float, float] = (1e-3, 1e-4)
+    adjoint: tuple[float, float] = (1e-2, 1e-3)
+
+    def __post_init__(self) -> None:
+        for name in ("inner", "adjoint"):
+            loosest, tightest = getattr(self, name)
+            if not 0 < tightest <= loosest:
+                raise ValueError(f"{name} must be loosest ≥ tightest > 0; got {(loosest, tightest)}")
+
+
+@no_type_check
+@struct.dataclass
+class HypergradientState:
+    """What one outer step leaves to the next; Orbax saves it.
+
+    Attributes:
+      inner: inner variables.
+      adjoint: u with Aᵀu = ∂ outer objective/∂ inner.
+      value, change, largest: the last outer objective, its last change, and the largest one.
+      step: outer steps taken.
+    """
+
+    inner: Any
+    adjoint: Any
+    value: Float[Array, ""]
+    change: Float[Array, ""]
+    largest: Float[Array, ""]
+    step: Int[Array, ""]
+
+
+class HypergradientReport(NamedTuple):
+    """How good a hypergradient is.
+
+    Attributes:
+      inner_residual: as a `Certificate`'s.
+      adjoint_residual, adjoint_iterations: of the linear solve.
+      inner_tolerance, adjoint_tolerance: what was asked for.
+      active, margin: as a `Certificate`'s.
+    """
+
+    inner_residual: Float[Array, ""]
+    adjoint_residual: Float[Array, ""]
+    adjoint_iterations: Int[Array, ""]
+    inner_tolerance: Float[Array, ""]
+    adjoint_tolerance: Float[Array, ""]
+    active: Bool[Array, " inequalities"] | None
+    margin: Float[Array, ""] | None
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """Outer objectives and their total derivatives, step by step. Made by `hypergradient`.
+
+    Attributes:
+      objective: (inner, outer) -> outer objective.
+      condition: of inner and outer variables.
+      solver: (init, outer, tolerance) -> inner variables.
+      tolerances: of each step.
+      most: iterations of a linear solve at most.
+    """
+
+    objective: Callable[[Any, Any], Float[Array, ""]]
+    condition: Condition
+    solver: Callable[[Any, Any, Float[Array, ""]], Any]
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    most: int = 1000
+
+    def init(self, inner: Any) -> HypergradientState:
+        """The state before the first step, with inner variables to begin with."""
+        dtype = size_of(inner).dtype
+        nothing, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
+        adjoint = jax.tree.map(jnp.zeros_like, inner)
+        return HypergradientState(inner, adjoint, infinite, infinite, nothing, jnp.int32(0))
+
+    def step(
+        self, state: HypergradientState, outer: Any
+    ) -> tuple[Float[Array, ""], Any, HypergradientState, HypergradientReport]:
+        """Outer objective at the inner solution, its hypergradient, the next state, and how good they are."""
+        first = state.step < 2  # of the first objective no change is known
+        part = jnp.where(first, 1, jnp.minimum(1, state.change / jnp.where(state.largest > 0, state.largest, 1)))
+        inner_tolerance, adjoint_tolerance = (
+            jnp.clip(loosest * part, tightest, loosest).astype(state.change.dtype)
+            for loosest, tightest in (self.tolerances.inner, self.tolerances.adjoint)
+        )
+        inner = self.solver(state.inner, outer, inner_tolerance)
+        value, (by_inner, direct) = jax.value_and_grad(self.objective, (0, 1))(inner, outer)
+        sign = self.condition.sign
+        adjoint, report = solve_linear(
+            self._transposed(inner, outer),
+            by_inner,
+            structure=self.condition.structure,
+            solver=self._linear_solver(adjoint_tolerance),
+            start=state.adjoint,
+        )
+        _, pull = jax.vjp(lambda outer: self.condition.residual(inner, outer), outer)
+        (through,) = pull(adjoint)
+        gradient = jax.tree.map(lambda a, b: a - sign * b, direct, through)
+        change = jnp.where(state.step == 0, jnp.inf, jnp.abs(value - state.value))
+        largest = jnp.where(state.step == 0, state.largest, jnp.maximum(state.largest, change))
+        made = certificate(self.condition, inner, outer)
+        after = HypergradientState(inner, adjoint, value, change, largest, state.step + 1)
+        return (
+            value,
+            gradient,
+            after,
+            HypergradientReport(
+                inner_residual=made.residual,
+                adjoint_residual=report.residual,
+                adjoint_iterations=report.iterations,
+                inner_tolerance=inner_tolerance,
+                adjoint_tolerance=adjoint_tolerance,
+                active=made.active,
+                margin=made.margin,
+            ),
+        )
+
+    def error(self, state: HypergradientState, outer: Any) -> Float[Array, ""]:
+        """The size of what the last hypergradient is off by, to first order, from three more linear solves.
+
+        It is the change of the hypergradient along the Newton step to the inner solution, and what the residual of the
+        adjoint adds: the terms of `error_bound` in the one direction that matters, without its matrices.
+
+        Args:
+          outer: those of the step that made the state.
+        """
+        exact = self._linear_solver(jnp.asarray(self.tolerances.adjoint[1] ** 2, state.change.dtype))
+        inner, adjoint = state.inner, state.adjoint
+
+        def through(inner: Any, adjoint: Any) -> Any:
+            direct = jax.grad(self.objective, 1)(inner, outer)
+            (pulled,) = jax.vjp(lambda outer: self.condition.residual(inner, outer), outer)[1](adjoint)
+            return jax.tree.map(lambda a, b: a - self.condition.sign * b, direct, pulled)
+
+        def solved(inner: Any) -> Any:
+            right = jax.grad(self.objective)(inner, outer)
+            structure = self.condition.structure
+            return solve_linear(self._transposed(inner, outer), right, structure=structure, solver=exact)[0]
+
+        residual = self.condition.residual(inner, outer)
+        right = jax.tree.map(lambda each: -self.condition.sign * each, residual)
+        matrix = derivative(self.condition, inner, outer)
+        newton, _ = solve_linear(matrix, right, structure=self.condition.structure, solver=exact)
+        best, better = jax.jvp(solved, (inner,), (newton,))
+        _, moved = jax.jvp(through, (inner, best), (newton, better))
+        mended = jax.tree.map(jnp.subtract, through(inner, best), through(inner, adjoint))
+        return size_of(jax.tree.map(jnp.add, moved, mended))
+
+    def _transposed(self, inner: Any, outer: Any) -> Callable[[Any], Any]:
+        """The matrix of the adjoint's system."""
+        matrix = derivative(self.condition, inner, outer)
+        if self.condition.structure != "general":
+            return matrix
+        transposed = jax.linear_transpose(matrix, inner)
+        return lambda vector: transposed(vector)[0]
+
+    def _linear_solver(self, tolerance: Float[Array, ""]) -> LinearSolver:
+        kinds = {"positive definite": ConjugateGradient, "symmetric": Minres, "general": Gmres}
+        return kinds[self.condition.structure](tolerance, self.most)
+
+
+def hypergradient(
+    objective: Callable[[Any, Any], Float[Array, ""]],
+    condition: Condition | Callable[..., Any],
+    solver: Callable[[Any, Any, Float[Array, ""]], Any],
+    *,
+    tolerances: Tolerances | None = None,
+    most: int = 1000,
+) -> Hypergradient:
+    """d objective(inner(outer), outer)/d outer over outer steps that each start from what the last one solved.
+
+    ::
+
+        problem = hypergradient(validation_loss, stationary(training_loss), solver)
+        state, moments = problem.init(inner), optimiser.init(outer)
+        value, gradient, state, report = problem.step(state, outer)
+        updates, moments = optimiser.update(gradient, moments, outer)
+
+    Args:
+      objective: of inner and outer variables.
+      condition: zero at the inner solution.
+      solver: of the inner problem, from where it starts to a tolerance of its own kind, which is traced.
+      tolerances: of inner solver and linear solve; they tighten as the outer objective settles.
+      most: iterations of a linear solve at most.
+    """
+    tolerances = Tolerances() if tolerances is None else tolerances
+    return Hypergradient(objective, as_condition(condition), solver, tolerances, most)

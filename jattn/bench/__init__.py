@@ -2,12 +2,14 @@
 
 from jattn.bench.attention import measure_attention
 from jattn.bench.features import measure_features
+from jattn.bench.hypergradient import measure_hypergradient
 from jattn.bench.scaling import measure_scaling
 from jattn.bench.train import measure_training
 
 BENCHMARKS = {
     "attention": ("attention on one core: ratios of CPU time, and of bytes", measure_attention),
     "features": ("which derivatives of attention there are, and right", measure_features),
+    "hypergradient": ("hypergradients on one core: ratios of CPU time, and of bytes", measure_hypergradient),
     "scaling": ("time and memory against length, on one core", measure_scaling),
     "train": ("training loop against a bare jitted loop", measure_training),
 }

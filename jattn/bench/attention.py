@@ -9,8 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from jattn.bench.bound import Bound, medians
 from jattn.bench.cpu import Timed, gradients, pin_to_one_core, temporaries, timed
 from jattn.bench.interleave import interleave
 from kernels import masks
@@ -32,27 +32,6 @@ WINDOW = 512
 ROUNDS = 5
 CAUSAL = masks.Causal("start")
 log = logging.getLogger("jattn")
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What a ratio should be at least, or at most."""
-
-    limit: float
-    at_least: bool = False
-
-    def row(self, what: str, against: str, ratios: np.ndarray, detail: str) -> dict[str, Any]:
-        """A line of the table: the median ratio with its range, and whether the median is within the bound."""
-        middle = float(np.median(ratios))
-        held = middle >= self.limit if self.at_least else middle <= self.limit
-        return {
-            "what": what,
-            "against": against,
-            "ratio": f"{middle:.3g} [{ratios.min():.3g}, {ratios.max():.3g}]" if len(ratios) > 1 else f"{middle:.3g}",
-            "bar": f"{'≥' if self.at_least else '≤'} {self.limit:g}",
-            "held": "yes" if held else "NO",
-            "medians": detail,
-        }
 
 
 def measure_attention() -> list[dict[str, Any]]:
@@ -91,7 +70,7 @@ def _against_torch() -> Iterator[dict[str, Any]]:
                 what = f"{_pass(backward)}, {'causal' if causal else 'full'}, {length}"
                 seconds = interleave(contenders, min(ROUNDS, 3) if length > 8192 else ROUNDS)
                 ratios = seconds["torch"] / seconds["jattn"]
-                yield Bound(0.9, at_least=True).row(what, "torch, times as fast", ratios, _medians(seconds))
+                yield Bound(0.9, at_least=True).row(what, "torch, times as fast", ratios, medians(seconds))
 
 
 def _against_jax() -> Iterator[dict[str, Any]]:
@@ -105,7 +84,7 @@ def _against_jax() -> Iterator[dict[str, Any]]:
         seconds = interleave(contenders, ROUNDS)
         ratios = seconds["jax.nn"] / seconds["jattn"]
         what = f"{_pass(backward)}, causal, {length}"
-        yield Bound(least, at_least=True).row(what, "jax.nn, times as fast", ratios, _medians(seconds))
+        yield Bound(least, at_least=True).row(what, "jax.nn, times as fast", ratios, medians(seconds))
 
 
 def _against_itself() -> Iterator[dict[str, Any]]:
@@ -138,7 +117,7 @@ def _against_itself() -> Iterator[dict[str, Any]]:
     ):
         ratios = seconds[name] / seconds[against]
         pair = {one: seconds[one] for one in (name, against)}
-        yield Bound(limit).row(f"{name}, causal, {length}", f"its {against}", ratios, _medians(pair))
+        yield Bound(limit).row(f"{name}, causal, {length}", f"its {against}", ratios, medians(pair))
 
 
 def _windows() -> Iterator[dict[str, Any]]:
@@ -149,7 +128,7 @@ def _windows() -> Iterator[dict[str, Any]]:
         ratios = seconds[str(long)] / seconds[str(short)]
         what = f"{_pass(backward)}, window {WINDOW}, {long}"
         # Linear, and a tenth for what the first rows have less to read.
-        yield Bound(1.1 * long / short).row(what, f"itself at {short}", ratios, _medians(seconds))
+        yield Bound(1.1 * long / short).row(what, f"itself at {short}", ratios, medians(seconds))
 
 
 def _memory() -> Iterator[dict[str, Any]]:
@@ -218,10 +197,6 @@ def _of_torch(torch: Any, length: int, causal: bool, backward: bool) -> Timed:
         return time.process_time() - began
 
     return measure
-
-
-def _medians(seconds: Mapping[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {np.median(values):.3g} s" for name, values in seconds.items())
 
 
 def _pass(backward: bool) -> str:

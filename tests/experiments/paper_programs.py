@@ -1,9 +1,12 @@
 """Training steps of the experiments' paper presets, to be compiled for a mesh that is not there.
 
 jattn compile tests/experiments/paper_programs.py:program --target v5p --set experiment=lightning --set arm=lightning
+
+Layers are alike, and compiling goes with their number: `--set layers=1` compiles a model of one.
 """
 
 import importlib
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +19,14 @@ from jattn.train.step import build_dispatch
 from kernels.compile import Case
 
 
-def program(experiment: str, arm: str) -> Case:
-    """One step of training from random windows, with batches cut over the devices of the preset."""
+def program(experiment: str, arm: str, layers: int | None = None) -> Case:
+    """One step of training from random windows, with batches cut over the devices of the preset.
+
+    Args:
+      layers: of the model; None: the preset's.
+    """
     config = importlib.import_module(f"experiments.{experiment}.config").PRESETS["paper"].config
+    config = config if layers is None else replace(config, layers=layers)
     build, loss, optimiser = _parts(experiment, arm, config)
     graph, state = _shapes(build, optimiser, config)
 

@@ -108,6 +108,8 @@ def advance(problem: Problem, method: Method, state: State, *, steps: int, recor
         )
 
     _examine(problem, method, state)
+    # Lest what is known of the start when compiling (that it is constant, say) round the iterations differently.
+    state = jax.lax.optimization_barrier(state)
     state, records = jax.lax.scan(record, state, None, length=steps // record_every)
     _examine(problem, method, state)
     return Trajectory(records, state)

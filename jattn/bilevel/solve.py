@@ -1,6 +1,7 @@
 """One loop for all methods: start, iterate under a scan while recording, go on from a saved state."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -139,9 +140,10 @@ def at_inner_solution(
 
 
 def _examine(problem: Problem, method: Method, state: State) -> None:
-    # Under jit and vmap there are no values to warn of.
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, vars(method)))):
-        method.examine(problem.scaled(state.row_norms), state)
+    # Under jit and vmap there are no values to warn of: the state, or what a setting closes over, is traced.
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
+        with suppress(jax.errors.ConcretizationTypeError):
+            method.examine(problem.scaled(state.row_norms), state)
 
 
 def _check_shapes(problem: Problem, outer: Any, inner: Any, key: Any) -> None:

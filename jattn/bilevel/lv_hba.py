@@ -14,9 +14,9 @@ Moreau envelope, and the method is MEHA.
 | x, y | outer, inner |
 | F, f, g | `problem.outer`, `problem.inner`, `problem.constraints` |
 | θ | proximal |
-| λ in Z = [0, r]ᵖ, or [-r, r]ᵖ for equalities | multipliers, of radius r |
+| λ in Z = [0, r]ᵖ, or [-r, r]ᵖ for equalities | multipliers, `Proximity.radius` |
 | z | centers |
-| γ₁, γ₂ | inner_proximity, multiplier_proximity |
+| γ₁, γ₂ | `Proximity.inner`, `Proximity.multiplier` |
 | η | saddle_step |
 | α, β | outer_step, center_step |
 | c_k | penalty |
@@ -26,6 +26,7 @@ Moreau envelope, and the method is MEHA.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -217,19 +218,18 @@ class LVHBA(Method):
             state.memory["centers"],
             value_at(self.saddle_step, state.step),
         )
-        outer, inner, centers = self._descend(drawn, state, saddle, 1.0)
+        steps = (value_at(self.outer_step, state.step), value_at(self.center_step, state.step))
+        outer, inner, centers = self._descend(drawn, state, saddle, *steps)
         return outer, inner, {"proximal": saddle.proximal, "multipliers": saddle.multipliers, "centers": centers}
 
     def measures(self, problem: Problem, state: State) -> dict[str, Array]:
-        """Penalty, value gap f - φ, stationarity (the residual R_k of the paper, by projected steps), saturation.
+        """Penalty, value gap f - φ, stationarity (the paper's residual R_k, by projected unit steps), saturation.
 
         Saturation is the largest multiplier by its bound. At 1 the bound is too small, or the method far off.
         """
         measured = problem.whole(jax.random.fold_in(state.key, STARTING))
         point = (state.outer, state.inner, state.memory["centers"])
-        step = optax.tree.sub(
-            point, self._descend(measured, state, _saddle(state), 1 / value_at(self.outer_step, state.step))
-        )
+        step = optax.tree.sub(point, self._descend(measured, state, _saddle(state), 1.0, 1.0))
         penalty = jnp.asarray(value_at(self.penalty, state.step))
         value = self.proximity.lagrangian(measured, state.outer, _saddle(state), state.inner, state.memory["centers"])
         return {
@@ -241,7 +241,8 @@ class LVHBA(Method):
 
     def examine(self, problem: Problem, state: State) -> None:
         key = jax.random.fold_in(state.key, STARTING)
-        largest = float(self.proximity.largest_step(problem.whole(key), state.outer, _saddle(state), key))
+        largest_step = jax.jit(partial(self.proximity.largest_step, problem.whole(key)))
+        largest = float(largest_step(state.outer, _saddle(state), key))
         size = float(value_at(self.saddle_step, state.step))
         if not size <= 2 * largest:
             warnings.warn(
@@ -262,9 +263,9 @@ class LVHBA(Method):
         return optax.tree.norm(state.memory["multipliers"], ord="inf") / self.proximity.radius
 
     def _descend(
-        self, problem: Problem, state: State, saddle: SaddlePoint, factor: Any
+        self, problem: Problem, state: State, saddle: SaddlePoint, step: Any, center_step: Any
     ) -> tuple[Variables, Variables, Rows]:
-        """Outer, inner and centers after a projected step, times a factor, down F / c + f - φ."""
+        """Outer, inner and centers after a projected step down F / c + f - φ."""
         penalty = value_at(self.penalty, state.step)
 
         def penalised(outer: Variables, inner: Variables, centers: Rows) -> Float[Array, ""]:
@@ -273,9 +274,8 @@ class LVHBA(Method):
 
         point = (state.outer, state.inner, state.memory["centers"])
         of_outer, of_inner, of_centers = jax.grad(penalised, argnums=(0, 1, 2))(*point)
-        step = factor * value_at(self.outer_step, state.step)
         outer, inner = problem.to_both(_less(state.outer, step, of_outer), _less(state.inner, step, of_inner))
-        moved = _less(state.memory["centers"], factor * value_at(self.center_step, state.step), of_centers)
+        moved = _less(state.memory["centers"], center_step, of_centers)
         return outer, inner, clip_multipliers(moved, self.proximity.radius)
 
 

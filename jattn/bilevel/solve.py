@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +82,9 @@ def solve(
     outer, inner = jax.tree.map(jnp.asarray, (outer, inner))
     key = jax.random.key(0) if key is None else key
     _check_shapes(problem, outer, inner, key)
-    return advance(problem, method, method.init(problem, outer, inner, key), steps=steps, record_every=record_every)
+    _check_counts(steps, record_every)
+    state = jax.jit(partial(method.init, problem))(outer, inner, key)
+    return advance(problem, method, state, steps=steps, record_every=record_every)
 
 
 def advance(problem: Problem, method: Method, state: State, *, steps: int, record_every: int = 1) -> Trajectory:
@@ -90,10 +93,7 @@ def advance(problem: Problem, method: Method, state: State, *, steps: int, recor
     Raises:
       ValueError: steps and record_every do not fit.
     """
-    if record_every < 1:
-        raise ValueError(f"record_every must be at least 1; got {record_every}")
-    if steps < 1 or steps % record_every:
-        raise ValueError(f"steps must be a positive multiple of record_every = {record_every}; got {steps}")
+    _check_counts(steps, record_every)
 
     def record(state: State, _: None) -> tuple[State, Records]:
         state = jax.lax.fori_loop(0, record_every, lambda _, state: method.update(problem, state), state)
@@ -144,6 +144,13 @@ def _examine(problem: Problem, method: Method, state: State) -> None:
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
         with suppress(jax.errors.ConcretizationTypeError):
             method.examine(problem.scaled(state.row_norms), state)
+
+
+def _check_counts(steps: int, record_every: int) -> None:
+    if record_every < 1:
+        raise ValueError(f"record_every must be at least 1; got {record_every}")
+    if steps < 1 or steps % record_every:
+        raise ValueError(f"steps must be a positive multiple of record_every = {record_every}; got {steps}")
 
 
 def _check_shapes(problem: Problem, outer: Any, inner: Any, key: Any) -> None:

@@ -17,6 +17,7 @@ import jaxopt
 import numpy as np
 import optax
 from jax.scipy.special import logsumexp
+from jaxopt.linear_solve import solve_cg
 from sklearn.datasets import load_digits
 
 from jattn import implicit
@@ -131,9 +132,7 @@ def gradients_of(case: Case, tolerance: float = COLD) -> dict[str, Callable[...,
         "jattn": lambda penalties, start: ours(start, penalties).value,
         "jaxopt": lambda penalties, start: lbfgs(case, tolerance).run(start, penalties).params,
         "jaxopt, tuned": lambda penalties, start: (
-            lbfgs(case, tolerance, implicit_diff_solve=partial(jaxopt.linear_solve.solve_cg, tol=1e-5))
-            .run(start, penalties)
-            .params
+            lbfgs(case, tolerance, implicit_diff_solve=partial(solve_cg, tol=1e-5)).run(start, penalties).params
         ),
     }
     solvers |= _of_optimistix(case, tolerance)
@@ -250,7 +249,7 @@ def outer_runs(case: Case) -> dict[str, Callable[..., Any]]:
 
     loose = jaxopt.LBFGS(
         case.inner, maxiter=500, tol=LOOSE, history_size=10,
-        implicit_diff_solve=partial(jaxopt.linear_solve.solve_cg, tol=1e-2),
+        implicit_diff_solve=partial(solve_cg, tol=1e-2),
     )  # fmt: skip
 
     def tuned(penalties: jax.Array, kept: jax.Array) -> Any:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.scipy.sparse.linalg
 import optax
 from jaxtyping import Array, Key
 
 from jattn.bilevel.hypergradient import Hypergradient, descend, implicit_gradient, second_order_products
 from jattn.bilevel.method import Schedule, State, value_at
 from jattn.bilevel.problem import Problem, Variables
+from jattn.implicit import ConjugateGradient, solve_linear
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,12 @@ class ConjugateGradientAID(Hypergradient):
             return second_order_products(drawn, state.outer, inner, vector)[1]
 
         right = jax.grad(drawn.outer, argnums=1)(state.outer, inner)
-        adjoint, _ = jax.scipy.sparse.linalg.cg(
-            hessian, right, x0=state.memory["adjoint"], tol=self.tolerance, maxiter=self.adjoint_steps
+        adjoint, _ = solve_linear(
+            hessian,
+            right,
+            structure="positive definite",
+            solver=ConjugateGradient(self.tolerance, self.adjoint_steps),
+            start=state.memory["adjoint"],
         )
         return implicit_gradient(drawn, state.outer, inner, adjoint), inner, {"adjoint": adjoint}
 

@@ -9,11 +9,11 @@ from jattn.implicit.constrained import (
     block_proximal_gradient,
     conic,
     kkt,
+    kkt_of_quadratic_program,
     mirror_descent,
     newton,
     projected_gradient,
     proximal_gradient,
-    quadratic_program,
 )
 from jattn.implicit.differentiate import Certificate, Solution, fixed_point, minimise, root
 from jattn.implicit.error import ErrorBound, error_bound
@@ -72,13 +72,13 @@ __all__ = [
     "fixed_point",
     "hypergradient",
     "kkt",
+    "kkt_of_quadratic_program",
     "minimise",
     "mirror_descent",
     "newton",
     "on_host",
     "projected_gradient",
     "proximal_gradient",
-    "quadratic_program",
     "root",
     "solve_linear",
     "stationary",

@@ -74,7 +74,7 @@ def kkt(
     return Condition(residual, "symmetric", 1, None if inequality is None else activity)
 
 
-def quadratic_program() -> Condition:
+def kkt_of_quadratic_program() -> Condition:
     """`kkt` of ½ xᵀQx + cᵀx with E x = d, M x ≤ h; outer variables (Q, c), (E, d), (M, h), the last two may be None."""
 
     def condition(inner: PrimalDual, objective: tuple, equality: tuple | None, inequality: tuple | None) -> PrimalDual:

@@ -171,7 +171,7 @@ def test_kkt_and_quadratic_programs(name: str, linear_solver: Any) -> None:
         solve = implicit.root(condition, solver, adjoint=Implicit(linear_solver), check="raise", tolerance=1e-8)
     else:
         program = implicit.root(
-            implicit.quadratic_program(),
+            implicit.kkt_of_quadratic_program(),
             lambda init, objective, equality, inequality: solver(init, -objective[1], inequality[1], equality[1][0]),
             adjoint=Implicit(linear_solver),
             check="raise",

@@ -17,35 +17,34 @@ def assert_derivatives(
     weights = jax.tree.map(lambda leaf: numbers.normal(size=leaf.shape), function(*arguments))
     start = jnp.zeros(())
 
-    def along(distance: Any, function: Any = function) -> Any:
-        return function(*jax.tree.map(lambda leaf, by: leaf + distance * by, arguments, direction))
+    def along(distance: Any) -> Any:
+        return function(*moved(distance))
 
-    def curved(*arguments: Any) -> Any:
+    def moved(distance: Any) -> Any:
+        return jax.tree.map(lambda leaf, by: leaf + distance * by, arguments, direction)
+
+    def curve(values: Any) -> Any:
         """A number whose gradient changes even where `function` is piecewise linear."""
-        return sum(jax.tree.leaves(jax.tree.map(lambda w, y: jnp.vdot(w, jnp.sin(y)), weights, function(*arguments))))
+        return sum(jax.tree.leaves(jax.tree.map(lambda w, y: jnp.vdot(w, jnp.sin(y)), weights, values)))
 
     def slope(distance: Any) -> Any:
-        gradient = along(distance, jax.grad(curved, tuple(range(len(arguments)))))
+        gradient = jax.grad(lambda arguments: curve(function(*arguments)))(moved(distance))
         return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
 
-    def difference(function: Any, step: float) -> Any:
-        return jax.tree.map(lambda up, down: (up - down) / (2 * step), function(step), function(-step))
-
-    def close(found: Any, want: Any, tolerance: float) -> None:
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
-            np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * (1 + np.abs(other).max()))
+    def difference(batch: Any) -> Any:
+        return jax.tree.map(lambda leaf: (leaf[1] - leaf[2]) / (2 * step), batch)
 
     @jax.jit
     def derivatives() -> Any:
-        two = jnp.array([0.0, step])
-        second = difference(slope, step)
+        places = jnp.array([0.0, step, -step])
+        values, slopes = jax.vmap(along)(places), jax.vmap(slope)(places)
         return [
-            (jax.jvp(along, (start,), (start + 1,))[1], difference(along, step), tolerance),
-            (slope(start), difference(lambda distance: along(distance, curved), step), tolerance),
-            (jax.jvp(slope, (start,), (start + 1,))[1], second, 10 * tolerance),
-            (jax.grad(slope)(start), second, 10 * tolerance),
-            (jax.vmap(slope)(two), jnp.stack([slope(at) for at in two]), 1e-9),
+            (jax.jvp(along, (start,), (start + 1,))[1], difference(values), tolerance),
+            (slopes[0], difference(jax.vmap(curve)(values)), tolerance),
+            (jax.jvp(slope, (start,), (start + 1,))[1], difference(slopes), 10 * tolerance),
+            (jax.grad(slope)(start), difference(slopes), 10 * tolerance),
         ]
 
     for found, want, bar in derivatives():
-        close(found, want, bar)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(one, other, rtol=bar, atol=bar * (1 + np.abs(other).max()))

@@ -36,6 +36,7 @@ from jattn.implicit.linear_solve import (
     Minres,
     solve_linear,
 )
+from jattn.implicit.quadratic_program import QuadraticSolution, solve_quadratic_program
 
 __all__ = [
     "Automatic",
@@ -59,6 +60,7 @@ __all__ = [
     "Neumann",
     "OneStep",
     "PrimalDual",
+    "QuadraticSolution",
     "Report",
     "Solution",
     "Tolerances",
@@ -81,5 +83,6 @@ __all__ = [
     "proximal_gradient",
     "root",
     "solve_linear",
+    "solve_quadratic_program",
     "stationary",
 ]

@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 Check = str | None
 """What to do: "warn", "raise" an `ImplicitError`, "poison", to make it not-a-number, or nothing."""
+
+WEAKLY_ACTIVE = "an inequality is weakly active, where there is no derivative: less its margin"
 
 
 class ImplicitWarning(UserWarning):
@@ -39,6 +42,32 @@ def factor(check: Check, what: str, value: Float[Array, ""], limit: ArrayLike) -
 def _(check: Check, what: str, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     made = factor(check, what, *primals)
     return made, jnp.zeros_like(made)
+
+
+def watched(check: Check, what: str, tree: Any, value: Float[Array, ""], limit: ArrayLike) -> Any:
+    """`tree`, whose derivatives are multiplied by `factor` of the rest; of itself nothing is said."""
+
+    @jax.custom_jvp
+    def same(tree: Any, value: Array, limit: Array) -> Any:
+        return tree
+
+    @same.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+        trusted = factor(check, what, *primals[1:])
+        return same(*primals), jax.tree.map(lambda each: each * trusted, tangents[0])
+
+    return same(tree, value, jnp.asarray(limit, value.dtype))
+
+
+def checked_policy(check: Check) -> Check:
+    """`check`, if it is one.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if check not in ("warn", "raise", "poison", None):
+        raise ValueError(f"check must be 'warn', 'raise', 'poison' or None; got {check!r}")
+    return check
 
 
 def _say(check: Check, what: str, value: ArrayLike, limit: ArrayLike) -> np.ndarray:

@@ -11,7 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jattn.implicit.adjoint import Adjoint, Implicit, Neumann, OneStep, Truncated, Unrolled
-from jattn.implicit.check import Check, factor
+from jattn.implicit.check import WEAKLY_ACTIVE, Check, checked_policy, factor
 from jattn.implicit.condition import Condition, as_condition, fixed, size_of, stationary
 from jattn.implicit.iteration import Iteration
 from jattn.implicit.krylov import Report
@@ -30,7 +30,6 @@ class Runs(Protocol):
 Solver = Callable[..., Any] | Runs
 SLACK = 10.0
 """A linear solve is spoken of when its residual is so many times its tolerance."""
-WEAKLY_ACTIVE = "an inequality is weakly active, where there is no derivative: less its margin"
 
 
 @no_type_check  # transformations put other things in the arrays' places
@@ -95,8 +94,7 @@ def root(
       ValueError: the adjoint needs another solver; no such check.
       TypeError: inner variables that are not real floating point numbers.
     """
-    if check not in ("warn", "raise", "poison", None):
-        raise ValueError(f"check must be 'warn', 'raise', 'poison' or None; got {check!r}")
+    checked_policy(check)
     adjoint = Implicit() if adjoint is None else adjoint
     if isinstance(adjoint, Truncated | Unrolled):
         _refuse_what_has_no_steps(adjoint, solver)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jattn.implicit.check import WEAKLY_ACTIVE, Check, checked_policy, watched
+
 # The interior point stops here at the latest; it takes 5 to 20 steps where there is a solution.
 STEPS = 50
 # Corrections of an active set that the interior point left undecided.
@@ -73,6 +75,8 @@ def solve_quadratic_program(
     d: Float[Array, " equalities"] | None = None,
     M: Float[Array, "inequalities n"] | None = None,
     h: Float[Array, " inequalities"] | None = None,
+    *,
+    check: Check = "warn",
 ) -> QuadraticSolution:
     """The x that minimises ½xᵀQx + cᵀx where Ex = d and Mx <= h, and its multipliers.
 
@@ -82,10 +86,15 @@ def solve_quadratic_program(
 
     Nothing is raised for a problem without a solution, as that depends on values: look at `converged`.
 
+    Args:
+      check: what happens when a derivative is taken of what is not converged, or where an inequality is weakly active,
+        as in `root`: "warn", "raise", "poison" or None.
+
     Raises:
-      ValueError: E without d or M without h, or shapes that do not fit.
+      ValueError: E without d or M without h, or shapes that do not fit; no such check.
       TypeError: an argument is not of real floating point.
     """
+    checked_policy(check)
     problem = _checked(Q, c, E, d, M, h)
     # Rows of length 1 and an objective of size 1, by constants: the solution does not depend on them.
     size = _scale(jnp.maximum(jnp.abs(problem.Q).max(initial=0), jnp.abs(problem.c).max(initial=0)))
@@ -105,9 +114,12 @@ def solve_quadratic_program(
     residual = _residual(fixed, *jax.lax.stop_gradient((x, y, multiplier)))
     equality, inequality = y * size / row_E, multiplier * size / row_M
     margin = jnp.abs(inequality - (problem.h - problem.M @ x)).min(initial=jnp.inf)
-    converged = residual <= jnp.finfo(x.dtype).eps ** (2 / 3)
+    margin, precise = jax.lax.stop_gradient(margin), jnp.finfo(x.dtype).eps ** (2 / 3)
+    found = watched(check, "residual of a quadratic program", (x, equality, inequality), residual, precise)
+    found = watched(check, WEAKLY_ACTIVE, found, -margin, -precise)
+    primal, equality, inequality = found
     return QuadraticSolution(
-        x, equality, inequality, active, jax.lax.stop_gradient(margin), residual, iterations, converged
+        primal, equality, inequality, active, margin, residual, iterations, converged=residual <= precise
     )
 
 

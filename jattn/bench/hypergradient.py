@@ -21,7 +21,7 @@ from jaxopt.linear_solve import solve_cg
 from sklearn.datasets import load_digits
 
 from jattn import implicit
-from jattn.bench.bound import Bound, medians
+from jattn.bench.bound import Bound, logged, medians
 from jattn.bench.cpu import pin_to_one_core, temporaries, timed
 from jattn.bench.interleave import interleave
 
@@ -46,11 +46,7 @@ class Case:
 def measure_hypergradient() -> list[dict[str, Any]]:
     """A row for each bar: a ratio of CPU times, medians over interleaved rounds, or of bytes."""
     pin_to_one_core()
-    rows = []
-    for row in _rows():
-        log.info("%s against %s: %s (%s)", row["what"], row["against"], row["ratio"], row["medians"])
-        rows.append(row)
-    return rows
+    return logged(_rows())
 
 
 def _rows() -> Iterator[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Ways to differentiate a solution by the outer variables."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,8 +121,3 @@ def derivative(condition: Condition, inner: Any, *outer: Any) -> Callable[[Any],
     """v -> sign · ∂F/∂inner v, linearised once."""
     _, linear = jax.linearize(lambda inner: condition.residual(inner, *outer), inner)
     return lambda vector: jax.tree.map(lambda each: condition.sign * each, linear(vector))
-
-
-def square_root(steps: int) -> int:
-    """The segment of `Unrolled` that keeps fewest states."""
-    return max(1, math.isqrt(steps))

@@ -70,7 +70,7 @@ def root(
     *,
     adjoint: Adjoint | None = None,
     has_auxiliary: bool = False,
-    check: str | None = "warn",
+    check: Check = "warn",
     tolerance: float = 1e-3,
 ) -> Callable[..., Solution]:
     """A solver whose answer has derivatives by the outer variables, forward and reverse, to any order.

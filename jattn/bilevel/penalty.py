@@ -15,7 +15,7 @@ def growing_penalty(scale: Float[Array, ""] | float = 1.0, power: float = 0.3) -
     return penalty
 
 
-def extrapolate(at_penalty: PyTree[Array], at_twice_the_penalty: PyTree[Array]) -> PyTree[Array]:
+def extrapolate(at_penalty: PyTree, at_twice_the_penalty: PyTree) -> PyTree:
     """Solutions under penalty c and 2c to one whose error is quadratic in 1/c: 2 x(2c) - x(c).
 
     Richardson's extrapolation: with a constant penalty all penalty methods end at x(c) = x + bias/c + O(1/c²).

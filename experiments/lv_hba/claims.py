@@ -32,7 +32,7 @@ OF_ANY_SIZE = Claim(
     "largest relative difference of errors between the smallest size and others, from 1000 iterations on",
     "shown for 300 variables",
     Bar(high=0.05),
-    "half of the iterations",
+    "its errors after 1000 iterations against the last",
 )
 EXTRAPOLATED = Claim(
     "two penalties do better than one",

@@ -64,7 +64,7 @@ PRESETS = {
         replace(LAPTOP, sizes=(3, 5), toy_steps=1000, training=30, validation=20, steps=40, seeds=2),
         "half a minute on two cores, nearly all of it compilation",
     ),
-    "laptop": Preset(LAPTOP, "a few minutes on two cores"),
+    "laptop": Preset(LAPTOP, "about a minute on two cores"),
     "paper": Preset(
         replace(LAPTOP, sizes=(100, 1000, 100_000), toy_steps=100_000, steps=100_000, seeds=40),
         "forty splits, ten times the iterations, toys of up to 100,000 outer variables",

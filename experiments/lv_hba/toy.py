@@ -44,7 +44,8 @@ def errors(
       penalty: constant; None: (k + 1)^0.45.
     """
     schedule = growing_penalty(1.0, POWER) if penalty is None else penalty
-    method = LVHBA(0.1, 1.0, 0.2, schedule, Proximity(2.0, 2.0, 100.0))
+    # The multiplier is -1, and -√(3 size) of the row divided by its norm, which the radius must exceed.
+    method = LVHBA(0.1, 1.0, 0.2, schedule, Proximity(2.0, 2.0, max(100.0, 2 * (3 * size) ** 0.5)))
     start = jnp.ones(size), jnp.ones((2, size))
     run = jax.jit(
         lambda x, y: solve(convex_toy(size), method, x, y, steps=steps, record_every=record_every).records.outer

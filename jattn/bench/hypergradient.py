@@ -2,7 +2,8 @@
 
 Float32, one core, CPU time. The inner solver is the same for all, jaxopt's L-BFGS with ten pairs, but for optimistix,
 which has its own. "Tuned" is a peer as one who knows it would set it: conjugate gradients for the adjoint, and over
-outer steps the inner solution carried and both tolerances loosened, as ours are beside it.
+outer steps the inner solution carried and both tolerances loosened, as ours are beside it. Penalties begin weak, so that
+a cold inner solve of digits takes some fifty steps.
 """
 
 import logging
@@ -77,7 +78,7 @@ def ridge(width: int) -> Case:
     def outer(weights: jax.Array, penalties: jax.Array) -> jax.Array:
         return 0.5 * ((other @ weights - wanted) ** 2).mean()
 
-    return Case(f"ridge, {width} weights", inner, outer, jnp.zeros(width), jnp.full(width, -2.0))
+    return Case(f"ridge, {width} weights", inner, outer, jnp.zeros(width), jnp.full(width, -6.0))
 
 
 def logistic(count: int, width: int) -> Case:
@@ -110,7 +111,7 @@ def _classification(name: str, rows: np.ndarray, classes: np.ndarray, count: int
         return loss(weights, slice(count, None))
 
     width = rows.shape[1]
-    return Case(name, inner, outer, jnp.zeros((width, 10)), jnp.full(width, -4.0))
+    return Case(name, inner, outer, jnp.zeros((width, 10)), jnp.full(width, -6.0))
 
 
 def lbfgs(case: Case, tolerance: Any, **options: Any) -> jaxopt.LBFGS:

@@ -2,8 +2,8 @@
 
 Float32, one core, CPU time. The inner solver is the same for all, jaxopt's L-BFGS with ten pairs, but for optimistix,
 which has its own. "Tuned" is a peer as one who knows it would set it: conjugate gradients for the adjoint, and over
-outer steps the inner solution carried and both tolerances loosened, as ours are beside it. Penalties begin weak, so that
-a cold inner solve of digits takes some fifty steps.
+outer steps the inner solution carried and both tolerances loosened, as ours are beside it. Penalties begin weak, so
+that a cold inner solve of digits takes some fifty steps.
 """
 
 import logging

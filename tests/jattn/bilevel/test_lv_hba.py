@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known_answers import convex_toy, toy_error, toy_method, toy_start
 from scipy.optimize import minimize
-from toys import convex_toy, toy_error, toy_method, toy_start
 
 from jattn.bilevel import (
     LVHBA,

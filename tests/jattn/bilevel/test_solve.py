@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import convex_toy, toy_method, toy_start
+from known_answers import convex_toy, toy_method, toy_start
 
 from jattn.bilevel import LVHBA, Blocks, Problem, Proximity, advance, at_inner_solution, growing_penalty, solve
 from jattn.runs.checkpoints import Checkpoints

@@ -122,9 +122,7 @@ def lbfgs(case: Case, tolerance: Any, **options: Any) -> jaxopt.LBFGS:
 def gradients_of(case: Case, tolerance: float = COLD) -> dict[str, Callable[..., Any]]:
     """(penalties, start) -> outer objective and hypergradient, by everyone who is installed."""
     conjugate = implicit.Implicit(implicit.ConjugateGradient(1e-5))
-    ours = implicit.minimise(
-        case.inner, lbfgs(case, tolerance, implicit_diff=False), adjoint=conjugate, tolerance=10 * tolerance
-    )
+    ours = implicit.minimise(case.inner, lbfgs(case, tolerance), adjoint=conjugate, tolerance=10 * tolerance)
     solvers: dict[str, Callable[..., Any]] = {
         "jattn": lambda penalties, start: ours(start, penalties).value,
         "jaxopt": lambda penalties, start: lbfgs(case, tolerance).run(start, penalties).params,
@@ -198,7 +196,7 @@ def _memory(case: Case) -> dict[str, Any]:
     """Temporaries if the inner solver may take ten times as many steps."""
     sizes = []
     for steps in (100, 1000):
-        solver = jaxopt.LBFGS(case.inner, maxiter=steps, tol=COLD, history_size=10, implicit_diff=False)
+        solver = jaxopt.LBFGS(case.inner, maxiter=steps, tol=COLD, history_size=10)
         solve = implicit.minimise(case.inner, solver, adjoint=implicit.Implicit(implicit.ConjugateGradient(1e-5)))
 
         def value(penalties: jax.Array, start: jax.Array, solve: Any = solve) -> jax.Array:
@@ -230,7 +228,7 @@ def outer_runs(case: Case) -> dict[str, Callable[..., Any]]:
         return steps
 
     def solver(init: Any, outer: Any, tolerance: jax.Array) -> Any:
-        return lbfgs(case, tolerance, implicit_diff=False).run(init, outer).params
+        return lbfgs(case, tolerance).run(init, outer).params
 
     def stateful(tolerances: implicit.Tolerances | None) -> Callable[..., Any]:
         problem = implicit.hypergradient(case.outer, implicit.stationary(case.inner), solver, tolerances=tolerances)

@@ -34,7 +34,12 @@ def factor(check: Check, what: str, value: Float[Array, ""], limit: ArrayLike) -
     if check == "poison":
         return jnp.where(value <= limit, 1, jnp.nan).astype(value.dtype)
     one = jax.ShapeDtypeStruct(value.shape, jnp.float32)  # in double precision too: callbacks may run without it
-    said = jax.pure_callback(partial(_say, check, what), one, value, limit, vmap_method="broadcast_all")
+
+    def say(value: Array) -> Array:
+        return jax.pure_callback(partial(_say, check, what), one, value, limit, vmap_method="broadcast_all")
+
+    # A call of the host costs more than a small problem; under vmap it is made all the same.
+    said = jax.lax.cond(value <= limit, lambda value: jnp.ones_like(value, jnp.float32), say, value)
     return said.astype(value.dtype)
 
 

@@ -180,7 +180,7 @@ def test_solvers_of_many_kinds_give_the_same_derivative() -> None:
         ).x
 
     solvers = {
-        "jaxopt": jaxopt.LBFGS(objective, tol=1e-10, maxiter=500, implicit_diff=False),
+        "jaxopt": jaxopt.LBFGS(objective, tol=1e-10, maxiter=500),
         "optax": implicit.descent(objective, optax.sgd(0.05, momentum=0.5), 2000, tolerance=1e-13),
         "scipy": implicit.on_host(by_scipy),
     }

@@ -18,8 +18,8 @@ import numpy as np
 from experiments.lv_hba import claims, figures
 from experiments.lv_hba.config import PRESETS, Config
 from experiments.lv_hba.support_vectors import RECORDS, learn, split
-from experiments.lv_hba.toy import ANSWER, errors
-from jattn.bilevel import extrapolate, growing_penalty
+from experiments.lv_hba.toy import ANSWER, PENALTY, errors
+from jattn.bilevel import extrapolate
 from jattn.runs import Experiment, Paper, Run
 
 log = logging.getLogger("jattn")
@@ -40,7 +40,7 @@ def run(config: Config, run: Run) -> None:
     points = (twice, np.asarray(extrapolate(once, twice)), (once + twice) / 2)
     first, second, third = (float(np.linalg.norm(each - ANSWER) / abs(ANSWER) / smallest**0.5) for each in points)
     steps = config.record_every * np.arange(1, config.toy_steps // config.record_every + 1)
-    penalties = np.asarray(growing_penalty(1.0, 0.45)(steps - 1), np.float64)
+    penalties = np.asarray(PENALTY(steps - 1), np.float64)
     claims.settle_toy(run, found, constant, penalties, (first, second, third), config.record_every)
     run.figure("toy", figures.errors_by_iteration(steps, found), "The toy's relative error, and the bars set for it.")
     learned, dropped = (_machines(config, run, frozen) for frozen in (False, True))

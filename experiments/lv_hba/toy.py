@@ -16,7 +16,8 @@ from jattn.bilevel import LVHBA, Problem, Proximity, growing_penalty, solve
 
 ANSWER = -0.3
 """Every outer variable of the solution; its inner ones are 0.7 and -0.4."""
-POWER = 0.45
+PENALTY = growing_penalty(1.0, 0.45)
+"""Of iteration k, (k + 1)^0.45."""
 
 
 def convex_toy(size: int) -> Problem:
@@ -43,7 +44,7 @@ def errors(
     Args:
       penalty: constant; None: (k + 1)^0.45.
     """
-    schedule = growing_penalty(1.0, POWER) if penalty is None else penalty
+    schedule = PENALTY if penalty is None else penalty
     # The multiplier is -1, and -√(3 size) of the row divided by its norm, which the radius must exceed.
     method = LVHBA(0.1, 1.0, 0.2, schedule, Proximity(2.0, 2.0, max(100.0, 2 * (3 * size) ** 0.5)))
     start = jnp.ones(size), jnp.ones((2, size))

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from jattn.implicit.linear_solve import Structure
 
@@ -43,8 +42,3 @@ def stationary(objective: Callable[..., Float[Array, ""]]) -> Condition:
 def fixed(map: Callable[..., Any]) -> Condition:
     """map(inner, *outer) = inner."""
     return Condition(lambda inner, *outer, **named: jax.tree.map(jnp.subtract, map(inner, *outer, **named), inner))
-
-
-def size_of(tree: PyTree) -> Float[Array, ""]:
-    """The Euclidean norm of all numbers together."""
-    return jnp.linalg.norm(ravel_pytree(tree)[0])

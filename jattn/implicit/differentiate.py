@@ -7,12 +7,13 @@ from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jattn.implicit.adjoint import Adjoint, Implicit, Neumann, OneStep, Truncated, Unrolled
 from jattn.implicit.check import WEAKLY_ACTIVE, Check, checked_policy, factor
-from jattn.implicit.condition import Condition, as_condition, fixed, size_of, stationary
+from jattn.implicit.condition import Condition, as_condition, fixed, stationary
 from jattn.implicit.iteration import Iteration
 from jattn.implicit.krylov import Report
 from jattn.implicit.linear_solve import tolerance_of
@@ -137,7 +138,7 @@ def minimise(objective: Callable[..., Float[Array, ""]], solver: Solver, **optio
 def certificate(condition: Condition, inner: Any, *outer: Any, **named: Any) -> Certificate:
     """How well the condition holds. Without derivatives."""
     inner, outer, named = jax.lax.stop_gradient((inner, outer, named))
-    residual = size_of(condition.residual(inner, *outer, **named)) / jnp.maximum(size_of(inner), 1)
+    residual = optax.tree.norm(condition.residual(inner, *outer, **named)) / jnp.maximum(optax.tree.norm(inner), 1)
     if condition.activity is None:
         return Certificate(jax.lax.stop_gradient(residual), None, None)
     active, margin = condition.activity(inner, *outer, **named)
@@ -171,16 +172,14 @@ def _attach(
         if made.margin is not None:
             trusted = trusted * factor(check, WEAKLY_ACTIVE, -made.margin, -1e-3 * tolerance)
         image = jax.tree.map(lambda each: each * trusted, image)
-        judge = None if check is None else partial(_judge, adjoint, check)
+        judge = partial(_judge, adjoint, check) if check and isinstance(adjoint, Implicit) else None
         return inner, adjoint.tangent(condition, inner, image, judge, *outer)
 
     return solution(inner, made, *outer)
 
 
-def _judge(adjoint: Implicit | Neumann | OneStep, check: Check, report: Report) -> Float[Array, ""]:
+def _judge(adjoint: Implicit, check: Check, report: Report) -> Float[Array, ""]:
     """What a linear solve's answer is to be multiplied by."""
-    if not isinstance(adjoint, Implicit):
-        return jnp.ones_like(report.residual)
     limit = SLACK * tolerance_of(adjoint.linear_solver, report.residual.dtype)
     return factor(check, "relative residual of a linear solve of a derivative", report.residual, limit)
 

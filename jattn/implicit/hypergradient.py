@@ -6,11 +6,12 @@ from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn.implicit.adjoint import derivative
-from jattn.implicit.condition import Condition, as_condition, size_of
+from jattn.implicit.condition import Condition, as_condition
 from jattn.implicit.differentiate import certificate
 from jattn.implicit.linear_solve import ConjugateGradient, Gmres, LinearSolver, Minres, solve_linear
 
@@ -96,7 +97,7 @@ class Hypergradient:
 
     def init(self, inner: Any) -> HypergradientState:
         """The state before the first step, with inner variables to begin with."""
-        dtype = size_of(inner).dtype
+        dtype = optax.tree.norm(inner).dtype
         nothing, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
         adjoint = jax.tree.map(jnp.zeros_like, inner)
         return HypergradientState(inner, adjoint, infinite, infinite, nothing, jnp.int32(0))
@@ -172,7 +173,7 @@ class Hypergradient:
         best, better = jax.jvp(solved, (inner,), (newton,))
         _, moved = jax.jvp(through, (inner, best), (newton, better))
         mended = jax.tree.map(jnp.subtract, through(inner, best), through(inner, adjoint))
-        return size_of(jax.tree.map(jnp.add, moved, mended))
+        return optax.tree.norm(jax.tree.map(jnp.add, moved, mended))
 
     def _transposed(self, inner: Any, outer: Any) -> Callable[[Any], Any]:
         """The matrix of the adjoint's system."""

@@ -10,7 +10,6 @@ import optax
 from jaxtyping import Array, Float
 
 from jattn.implicit.adjoint import Truncated, Unrolled
-from jattn.implicit.condition import size_of
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,13 @@ class Iteration:
             state, _, count = carry
             after = self.step(state, *outer, **named)
             old, new = self.read(state), self.read(after)
-            moved = size_of(jax.tree.map(jnp.subtract, new, old)) / jnp.maximum(size_of(old), 1e-30)
+            moved = optax.tree.norm(jax.tree.map(jnp.subtract, new, old)) / jnp.maximum(optax.tree.norm(old), 1e-30)
             return after, moved, count + 1
 
         state = self.start(init)
         if self.tolerance == 0:
             return self.read(self._run(state, self.steps, *outer, **named))
-        infinite = jnp.full_like(size_of(init), jnp.inf)
+        infinite = jnp.full_like(optax.tree.norm(init), jnp.inf)
         return self.read(jax.lax.while_loop(unfinished, step, (state, infinite, jnp.int32(0)))[0])
 
     def unrolled(self, adjoint: Unrolled | Truncated, init: Any, *outer: Any, **named: Any) -> Any:

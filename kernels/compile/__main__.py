@@ -43,11 +43,14 @@ def _compile(order: dict[str, Any], directory: Path) -> Report:
         "flops": case.flops,
         "peak_flop_per_cycle": target.peak_flop_per_cycle if isinstance(target, Tpu) else None,
     }
+    if isinstance(target, Tpu) and not case.fit_only:
+        tpu.dump_to(directory)
+    options = gpu.options(directory) if isinstance(target, Gpu) else tpu.options(case.fit_only)
     traced, mesh = _trace(case, _mesh(case, target))
     try:
         with jax.sharding.use_abstract_mesh(mesh):
             lowered = traced.lower()
-            compiled = lowered.compile(gpu.options(directory) if isinstance(target, Gpu) else None)
+            compiled = lowered.compile(options)
     except Exception as error:  # each compiler raises what it likes
         return Report(**told, refused=f"{type(error).__name__}: {error}".strip())
     facts = (

@@ -17,12 +17,16 @@ class Case:
     `arguments` are arrays, `jax.ShapeDtypeStruct`s or trees of them. `flops` is what the mathematics needs, whatever
     the kernel computes besides; None where that is not known. `mesh` names the axes of a mesh of TPUs and their sizes,
     which the function's shardings are of; every device has the arguments whole. None for one device.
+
+    `fit_only` is for whole training steps on TPUs: it is asked whether the program compiles and what memory it needs.
+    Kernels are then neither simulated nor dumped, and the compiler makes its least effort at speed.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     flops: int | float | None = None
     mesh: Mapping[str, int] | None = None
+    fit_only: bool = False
 
 
 BASELINES = "kernels.compile.baselines"

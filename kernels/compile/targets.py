@@ -48,22 +48,24 @@ platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_descripti
 
 @dataclass(frozen=True)
 class Tpu:
-    """A TPU: the smallest topology that has one, and the bf16 flops that its matrix units can do in one cycle.
+    """A TPU: the smallest topology that has one, the bf16 flops that its matrix units can do in one cycle, and bytes.
 
+    The bytes are its memory (HBM), as published.
     That of v6e is its published speed at 1.75 GHz: the compiler's own matmuls exceed half of it.
     """
 
     topology: str
     peak_flop_per_cycle: int
+    memory: int
 
 
 TARGETS: dict[str, Gpu | Tpu] = {
     "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 167936, 166912, 2039040000000, 41943040, 1.41, 85095874560),
     "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 233472, 232448, 3352320000000, 52428800, 1.98, 84942979072),
     "b200": Gpu("NVIDIA B200", (10, 0), 148, 128, 233472, 232448, 7672320000000, 132644864, 1.965, 191126044672),
-    "v5e": Tpu("v5e:2x2", 4 * 128 * 128 * 2),
-    "v5p": Tpu("v5p:2x2x1", 8 * 128 * 128 * 2),
-    "v6e": Tpu("v6e:2x2", 4 * 256 * 256 * 2),
+    "v5e": Tpu("v5e:2x2", 4 * 128 * 128 * 2, 16 * 2**30),
+    "v5p": Tpu("v5p:2x2x1", 8 * 128 * 128 * 2, 95 * 2**30),
+    "v6e": Tpu("v6e:2x2", 4 * 256 * 256 * 2, 32 * 2**30),
 }
 
 

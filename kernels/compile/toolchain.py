@@ -61,16 +61,11 @@ def environment(kind: str, directory: Path) -> dict[str, str]:
         TF_CPP_MIN_LOG_LEVEL="3",
     )
     if kind == "tpu":
-        dumps = (
-            f"--xla_jf_dump_static_llo_profile_to={directory} --xla_jf_dump_to={directory} "
-            "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final.*"
-        )
         variables.update(
             TPU_SKIP_MDS_QUERY="1",
             TPU_WORKER_HOSTNAMES="localhost",
             TPU_ACCELERATOR_TYPE="v5litepod-4",
             ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # or a second process dies of a lock file
-            LIBTPU_INIT_ARGS=f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {dumps}".strip(),
         )
     else:
         # One assembler for XLA, Mosaic GPU and us: a newer one on PATH makes XLA emit what ours refuses.

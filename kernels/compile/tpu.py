@@ -1,6 +1,7 @@
 """Compile for a TPU, and read what libtpu dumped."""
 
 import math
+import os
 import re
 from glob import escape
 from pathlib import Path
@@ -25,6 +26,20 @@ def devices(target: Tpu, count: int) -> list[Any]:
     shape = [*sides[1:], 1] if sides[0] == 1 else sides
     name = f"{kind}:{'x'.join(map(str, shape))}"
     return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices[:count])
+
+
+def dump_to(directory: Path) -> None:
+    """Make libtpu simulate what it compiles and dump its schedules; must come before it loads, at the first device."""
+    dumps = (
+        f"--xla_jf_dump_static_llo_profile_to={directory} --xla_jf_dump_to={directory} "
+        "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final.*"
+    )
+    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {dumps}".strip()
+
+
+def options(fit_only: bool) -> dict[str, float] | None:
+    """What makes XLA take the first code that is right, if only that is wanted."""
+    return {"exec_time_optimization_effort": -1.0} if fit_only else None
 
 
 def facts(directory: Path, compiled: Any) -> dict[str, Any]:

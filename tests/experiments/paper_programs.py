@@ -1,12 +1,10 @@
 """Training steps of the experiments' paper presets, to be compiled for a mesh that is not there.
 
-jattn compile tests/experiments/paper_programs.py:program --target v5p --set experiment=lightning --set arm=lightning
-
-Layers are alike, and compiling goes with their number: `--set layers=1` compiles a model of one.
+jattn compile tests/experiments/paper_programs.py:program --target v5p --set experiment=landmark --set arm=landmark
 """
 
 import importlib
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,38 +17,53 @@ from jattn.train.step import build_dispatch
 from kernels.compile import Case
 
 
-def program(experiment: str, arm: str, layers: int | None = None) -> Case:
-    """One step of training from random windows, with batches cut over the devices of the preset.
-
-    Args:
-      layers: of the model; None: the preset's.
-    """
+def program(experiment: str, arm: str) -> Case:
+    """One step of training from batches of random numbers, cut over the devices of the preset."""
     config = importlib.import_module(f"experiments.{experiment}.config").PRESETS["paper"].config
-    config = config if layers is None else replace(config, layers=layers)
-    build, loss, optimiser = _parts(experiment, arm, config)
+    build, loss, optimiser, sample = _parts(experiment, arm, config)
     graph, state = _shapes(build, optimiser, config)
-
-    def windows(key: jax.Array) -> jax.Array:
-        return jax.random.randint(key, (config.batch_size, config.length + 1), 0, 256)
 
     def step(state: TrainState) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
-        return build_dispatch(graph, loss, optimiser, Generated(windows), config.seeds, mesh)(state, None, 1)
+        return build_dispatch(graph, loss, optimiser, Generated(sample), config.seeds, mesh)(state, None, 1)
 
-    return Case(step, (state,), mesh={AXIS: config.devices})
+    return Case(step, (state,), mesh={AXIS: config.devices}, fit_only=True)
 
 
 def _parts(experiment: str, arm: str, config: Any) -> Any:
-    """What builds an arm's model, its loss, and its optimiser."""
+    """What builds an arm's model, its loss, its optimiser, and what makes batches from keys."""
     model = importlib.import_module(f"experiments.{experiment}.model")
-    build = partial(model.build, config, arm)
+    build, windows = partial(model.build, config, arm), _windows(config)
+    if experiment == "biformer":
+        return build, partial(model.loss, config.naming), config.optimiser(), _mosaics(config)
+    if experiment == "landmark":
+        return build, partial(language_loss, model.losses_of(config, arm)), config.optimiser(), windows
     if experiment == "lightning":
-        return build, partial(language_loss, model.losses), config.optimiser()
+        return build, partial(language_loss, model.losses), config.optimiser(), windows
     if experiment == "routing_transformer":
-        return build, partial(model.loss, config.commitment), config.optimiser()
+        return build, partial(model.loss, config.commitment), config.optimiser(), windows
     if experiment == "mixture_of_heads":
-        return build, partial(model.loss, config.balance_weight), config.optimiser(config.learning_rate, config.steps)
+        optimiser = config.optimiser(config.learning_rate, config.steps)
+        return build, partial(model.loss, config.balance_weight), optimiser, windows
     raise ValueError(f"experiment must have a program here; got {experiment!r}")
+
+
+def _windows(config: Any) -> Callable[[jax.Array], jax.Array]:
+    """Bytes."""
+    return lambda key: jax.random.randint(key, (config.batch_size, config.length + 1), 0, 256)
+
+
+def _mosaics(config: Any) -> Callable[[jax.Array], Any]:
+    """Noise, with answers and classes drawn alike."""
+    from experiments.biformer.config import ANSWERS, CLASSES, PIXELS
+    from experiments.biformer.mosaics import Mosaics
+
+    side, tiles = config.tiles * PIXELS[config.source], (config.batch_size, config.regions)
+    return lambda key: Mosaics(
+        jax.random.uniform(key, (config.batch_size, side, side, 1)),
+        jax.random.randint(key, tiles, 0, ANSWERS),
+        jax.random.randint(key, tiles, 0, CLASSES),
+    )
 
 
 def _shapes(build: Any, optimiser: Any, config: Any) -> Any:

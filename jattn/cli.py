@@ -1,4 +1,4 @@
-"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, compile, tune, data, doctor."""
+"""The `jattn` command: list, run, resume, runs, show, compare, report, bench, compile, tune, data, weights, doctor."""
 
 import argparse
 import json
@@ -21,12 +21,14 @@ from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from jattn import terminal
+from jattn import pretrained, terminal
 from jattn.bench import BENCHMARKS
 from jattn.data.catalogue import list_sets
 from jattn.data.source import fetch
 from jattn.data.sources import SOURCES
 from jattn.doctor import diagnose
+from jattn.pretrained.catalogue import list_models
+from jattn.pretrained.known import MODELS
 from jattn.runs import CheckpointError, Experiment, RunError, Stopped, discover, load_experiment, open_run
 from jattn.runs.directory import CONFIG, ENVIRONMENT, read_json, read_verdicts, to_json
 from jattn.runs.index import RUNS, find_run, last_metrics, list_runs, summarise
@@ -160,6 +162,11 @@ def build_parser() -> argparse.ArgumentParser:
     actions = data.add_subparsers(dest="action", metavar="fetch")
     fetching = actions.add_parser("fetch", help="get data sets into the user's cache", allow_abbrev=False)
     fetching.add_argument("names", nargs="+", choices=sorted(SOURCES), metavar="NAME", help=", ".join(sorted(SOURCES)))
+
+    weights = add("weights", _weights, "pretrained models: what there is, where it was found, its licence")
+    actions = weights.add_subparsers(dest="action", metavar="fetch")
+    fetching = actions.add_parser("fetch", help="get models into the user's cache", allow_abbrev=False)
+    fetching.add_argument("names", nargs="+", choices=list(MODELS), metavar="NAME", help=", ".join(MODELS))
 
     add("doctor", _doctor, "versions, devices, what would run where; what is missing and how to install it")
     return parser
@@ -325,6 +332,16 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
             _say(f"{name} is in {fetch(SOURCES[name])}")
     else:
         console.print(terminal.rows_table("Data sets", list_sets()))
+    return 0
+
+
+def _weights(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.action == "fetch":
+        for name in options.names:
+            _say(f"fetching {name}")
+            _say(f"{name} is in {pretrained.fetch(name).weights.parent}; licence: {MODELS[name].licence}")
+    else:
+        console.print(terminal.rows_table("Pretrained models", list_models()))
     return 0
 
 

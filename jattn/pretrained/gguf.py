@@ -5,6 +5,7 @@ own reader of the header is not used: it trusts lengths, so that a short file ca
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -106,7 +107,19 @@ def _value(source: Bytes, kind: int, what: str) -> Any:
         raise source.error(f"{what} must list numbers or strings; got type {kind}")
     if length > (LARGEST_HEADER - source.position) // 8:  # each has its length before it, in eight bytes
         raise source.error(f"{what} must list strings that the header has room for; got {length}")
-    return tuple(_string(source, what) for _ in range(length))
+    return tuple(_strings(source, length, what))
+
+
+def _strings(source: Bytes, length: int, what: str) -> Iterator[str]:
+    """As many strings, in less time than `_string` takes for each: a vocabulary has some hundred thousand."""
+    content, position, end = source.content.data, source.position, min(len(source), LARGEST_HEADER)
+    for _ in range(length):
+        begin = position + 8
+        position = begin + int.from_bytes(content[position:begin], "little")
+        if position > end:
+            raise source.error(f"{what} must end in the header, at byte {end} or before; it goes on to {position}")
+        yield source.text(content[begin:position].tobytes(), what)
+    source.position = position
 
 
 def _string(source: Bytes, what: str) -> str:

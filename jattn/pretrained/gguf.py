@@ -146,9 +146,11 @@ def _tensor(source: Bytes) -> tuple[str, int, tuple[int, ...], int]:
 def _stored(source: Bytes, name: str, kind: int, shape: tuple[int, ...], begin: int) -> Stored:
     if kind in PLAIN:
         return Stored(begin, math.prod(shape) * PLAIN[kind].itemsize, shape, PLAIN[kind])
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize
-
+    try:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("gguf is not installed: pip install 'jattn[weights]'") from error
     try:
         block, block_size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         dequantize(np.zeros((1, block_size), np.uint8), GGMLQuantizationType(kind))

@@ -16,6 +16,7 @@ LARGEST_COUNT = 100_000
 LONGEST_NAME = 4096
 """Bytes of a name."""
 LARGEST_RANK = 8
+LARGEST_AXIS = 1 << 62
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -129,11 +130,13 @@ def check_shape(source: Bytes, shape: Iterable[int], name: str) -> tuple[int, ..
     """A tensor's shape, of a rank that arrays can have.
 
     Raises:
-      ValueError: the rank is too high or an axis is negative.
+      ValueError: the rank is too high, or an axis negative or beyond any file.
     """
     shape = tuple(shape)
-    if len(shape) > LARGEST_RANK or any(axis < 0 for axis in shape):
-        raise source.error(f"tensor {name!r} must have at most {LARGEST_RANK} axes, none negative; got {shape}")
+    if len(shape) > LARGEST_RANK or not all(0 <= axis <= LARGEST_AXIS for axis in shape):
+        raise source.error(
+            f"tensor {name!r:.200} must have at most {LARGEST_RANK} axes, of 0 to {LARGEST_AXIS}; got {shape!r:.200}"
+        )
     return shape
 
 
@@ -145,7 +148,7 @@ def check_size(source: Bytes, shape: tuple[int, ...], dtype: np.dtype, size: int
     """
     expected = math.prod(shape) * dtype.itemsize
     if size != expected:
-        raise source.error(f"tensor {name!r}, {dtype} of shape {shape}, must have {expected} bytes; got {size}")
+        raise source.error(f"tensor {name!r:.200}, {dtype} of shape {shape}, must have {expected} bytes; got {size}")
 
 
 def check_apart(source: Bytes, spans: Iterable[tuple[int, int, str]]) -> None:

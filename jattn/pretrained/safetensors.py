@@ -47,12 +47,12 @@ def read_safetensors(source: Bytes) -> tuple[dict[str, Stored], dict[str, Any]]:
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(table := dict(pairs)) < len(pairs):
-            raise source.error("names in the header must come once; one comes again")
+            raise ValueError("a name comes twice")
         return table
 
     try:
         header = json.loads(text, object_pairs_hook=once)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise source.error(f"the header must be JSON; {error}") from None
     if not isinstance(header, dict) or len(header) > LARGEST_COUNT:
         raise source.error(f"the header must be an object of at most {LARGEST_COUNT} tensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,28 +38,26 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     source = Bytes(Path(path))
     if source.content[:4].tobytes() == b"GGUF":
         metadata = open_weights(path).metadata
-        build = {"gpt2": _byte_level, "llama": _sentence_piece}.get(str(metadata.get("tokenizer.ggml.model")))
-        if build is None:
-            found = metadata.get("tokenizer.ggml.model")
-            raise source.error(f"field 'tokenizer.ggml.model' must be 'gpt2' or 'llama'; got {found!r:.50}")
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind not in ("gpt2", "llama"):
+            raise source.error(f"field 'tokenizer.ggml.model' must be 'gpt2' or 'llama'; got {kind!r:.50}")
+        build = partial(_byte_level if kind == "gpt2" else _sentence_piece, metadata)
     elif source.content[0] == ord("{") and len(source) <= LARGEST_JSON:
-        metadata, build = {"json": source.content.tobytes()}, _from_json
+        build = partial(_from_json, source.content.tobytes())
     else:
         raise source.error(f"must be a GGUF file, or a JSON object of at most {LARGEST_JSON} bytes")
     try:
-        import tokenizers  # noqa: F401
+        return build()
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("tokenizers is not installed: pip install 'jattn[weights]'") from error
-    try:
-        return build(metadata)
+        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'jattn[weights]'") from error
     except Exception as error:  # of no particular kind where tokenizers raises it
         raise source.error(f"no tokenizer can be made of it: {error}") from None
 
 
-def _from_json(metadata: Mapping[str, Any]) -> Tokenizer:
+def _from_json(content: bytes) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_buffer(metadata["json"])
+    tokenizer = Tokenizer.from_buffer(content)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -54,8 +54,9 @@ def read_pickle(content: bytes, allowed: Collection[Global]) -> Any:
     for opcode, argument, position in pickletools.genops(content):
         try:
             if opcode.name == "STOP":
-                (result,) = stack
-                return result
+                if len(stack) != 1:
+                    raise ValueError(f"must find one object; found {len(stack)}")
+                return _top(stack)
             _step(opcode.name, argument, stack, memo, allowed)
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"opcode {opcode.name} at byte {position} of the pickle: {error}") from None

@@ -71,8 +71,8 @@ def test_gguf(tmp_path: Path) -> None:
         same(weights.tensors[kind.name], dequantize(content, kind))
     peer = GGUFReader(path)
     for found in peer.tensors:
-        same(weights.tensors[found.name], np.float32(dequantize(found.data, found.tensor_type)).reshape(
-            found.shape[::-1]) if found.name not in PLAIN else found.data)  # fmt: skip
+        if found.name not in PLAIN:
+            same(weights.tensors[found.name], dequantize(found.data, found.tensor_type))
     for key, value in weights.metadata.items():
         value = value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
         assert value == peer.fields[key].contents()

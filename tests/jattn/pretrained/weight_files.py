@@ -14,7 +14,7 @@ from jattn.pretrained.pickles import Call, Global, Persistent
 
 FLOAT = Global("torch", "FloatStorage")
 REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
-LEAST_MEMORY = 16 << 20
+LITTLE_MEMORY = 16 << 20
 """Bytes that a file of a few kilobytes may take, with the libraries that reading it imports already there."""
 
 
@@ -93,30 +93,34 @@ def tensor(
 
 
 def write_checkpoint(
-    path: Path, pickle: bytes, storages: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED, **others: bytes
+    path: Path, content: bytes, storages: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED, **others: bytes
 ) -> None:
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", pickle)
-        for name, content in {**{f"data/{key}": content for key, content in storages.items()}, **others}.items():
-            archive.writestr(f"archive/{name}", content)
-
-
-def read_all(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file."""
-    return dict(open_weights(path).tensors)
+        archive.writestr("archive/data.pkl", content)
+        for key, numbers in storages.items():
+            archive.writestr(f"archive/data/{key}", numbers)
+        for name, more in others.items():
+            archive.writestr(f"archive/{name}", more)
 
 
 def outcome(path: Path, content: bytes) -> ValueError | dict[str, np.ndarray]:
     """The tensors of a file with that content, or the error; it has taken little memory either way."""
     path.unlink(missing_ok=True)  # what is still mapped must not change
     path.write_bytes(content)
+    return outcome_of(path)
+
+
+def outcome_of(path: Path) -> ValueError | dict[str, np.ndarray]:
+    """As `outcome`, of a file that is there."""
     tracemalloc.start()
     try:
-        return read_all(path)
+        result = dict(open_weights(path).tensors)
     except ValueError as error:
-        assert str(path) in str(error)
-        return error
+        result = error
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert peak < LEAST_MEMORY
+    assert peak < LITTLE_MEMORY
+    if isinstance(result, ValueError):
+        assert str(result).startswith(str(path))
+    return result

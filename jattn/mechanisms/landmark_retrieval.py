@@ -303,7 +303,7 @@ class LandmarkAttention(CausalSelfAttention):
         self, query: Float[Array, "batch length heads head_dim"], cache: LandmarkCache
     ) -> Int[Array, "batch sets choosers top_k"]:
         """The blocks that a chunk of queries, before positions, reads."""
-        return retrieve(query, cache, self.top_k, self.retrieval, rotate=self._rotate)
+        return retrieve(query, cache, self.top_k, self.retrieval, rotate=self.turn)
 
     def read_chunk(
         self, features: Float[Array, "batch length width"], cache: LandmarkCache
@@ -313,9 +313,6 @@ class LandmarkAttention(CausalSelfAttention):
         query, key, value = self.project(features, unturned)
         chosen = self.choose(query, cache)
         read, cache = attend_chunk(
-            query, key, value, cache, chosen, rotate=self._rotate, implementation=self.implementation
+            query, key, value, cache, chosen, rotate=self.turn, implementation=self.implementation
         )
         return self.output(read.reshape(features.shape)), cache
-
-    def _rotate(self, features: Array, positions: Array) -> Array:
-        return rotate_by_position(features, positions, self.base)

@@ -233,4 +233,4 @@ class MixtureOfHeadsAttention(nnx.Module):
         else:
             read = self.attention.attend(query, key, value)
         gated = (routing.gates[..., None] * read).astype(read.dtype)
-        return self.attention.output(gated.reshape(features.shape))
+        return self.attention.write(gated)

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn.layers.feed_forward import SwiGLU
+from jattn.layers.block import Block
+from jattn.layers.feed_forward import GatedLinearUnit
+from jattn.layers.taps import scope, tap
 from jattn.mechanisms.causal_self_attention import CausalSelfAttention
 
 BuildAttention = Callable[[int, int, int, nnx.Rngs], Any]
@@ -36,30 +39,24 @@ class DecoderConfig:
     attention: BuildAttention = causal_self_attention
 
 
-class DecoderBlock(nnx.Module):
-    """x += attention(norm(x)); x += feed-forward(norm(x))."""
-
-    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs):
-        self.attention_norm = nnx.RMSNorm(config.width, rngs=rngs)
-        self.attention = config.attention(config.width, config.heads, layer, rngs)
-        self.feed_forward_norm = nnx.RMSNorm(config.width, rngs=rngs)
-        self.feed_forward = SwiGLU(config.width, config.hidden, rngs=rngs)
-
-    def __call__(
-        self,
-        features: Float[Array, "batch length width"],
-        positions: Int[Array, "#batch length"] | Int[Array, " length"] | None,
-    ) -> Float[Array, "batch length width"]:
-        features = features + self.attention(self.attention_norm(features), positions=positions)
-        return features + self.feed_forward(self.feed_forward_norm(features))
+def _block(config: DecoderConfig, layer: int, rngs: nnx.Rngs) -> Block:
+    return Block(
+        nnx.RMSNorm(config.width, rngs=rngs),
+        config.attention(config.width, config.heads, layer, rngs),
+        nnx.RMSNorm(config.width, rngs=rngs),
+        GatedLinearUnit(config.width, config.hidden, rngs=rngs),
+    )
 
 
 class Decoder(nnx.Module):
-    """Embedding, blocks, norm, and logits by a matrix of their own."""
+    """Embedding, blocks, norm, and logits by a matrix of their own.
+
+    Sites: embedding, layers.i.* (`Block`), residual (of the last block), norm, logits.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(config.vocabulary, config.width, rngs=rngs)
-        self.blocks = nnx.List([DecoderBlock(config, layer, rngs=rngs) for layer in range(config.layers)])
+        self.blocks = nnx.List([_block(config, layer, rngs) for layer in range(config.layers)])
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
         self.logits = nnx.Linear(config.width, config.vocabulary, use_bias=False, rngs=rngs)
 
@@ -74,10 +71,11 @@ class Decoder(nnx.Module):
         Args:
           positions: of the tokens, from 0 by default.
         """
-        features = self.embedding(tokens)
-        for block in self.blocks:
-            features = block(features, positions)
-        return self.logits(self.norm(features))
+        features = tap("embedding", self.embedding(tokens))
+        for layer, block in enumerate(self.blocks):
+            with scope("layers", layer):
+                features = block(features, partial(block.attention, positions=positions))
+        return tap("logits", self.logits(tap("norm", self.norm(tap("residual", features)))))
 
 
 def next_token_losses(model: Decoder, tokens: Int[Array, "batch length"]) -> Float[Array, "batch predicted"]:

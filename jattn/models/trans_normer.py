@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 import kernels
-from jattn.layers.feed_forward import SimpleGatedLinearUnit
+from jattn.layers.feed_forward import GatedLinearUnit
 from jattn.layers.norms import simple_rms_norm
 from jattn.mechanisms.lightning import GatedLinearAttention, decay_by_layer
 
@@ -54,7 +54,7 @@ class Block(nnx.Module):
             gate=config.gate,
             rngs=rngs,
         )
-        self.feed_forward = SimpleGatedLinearUnit(config.width, config.hidden, rngs=rngs)
+        self.feed_forward = GatedLinearUnit(config.width, config.hidden, None, rngs=rngs)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jattn.layers.auxiliary import AuxiliaryLoss, auxiliary_losses
-from jattn.layers.feed_forward import SimpleGatedLinearUnit, SwiGLU
+from jattn.layers.feed_forward import GatedLinearUnit
 from jattn.layers.norms import simple_rms_norm
 from jattn.layers.positions import geometric_angles, rotate_by_position, turn_by_position
 
@@ -33,7 +33,7 @@ def test_products_of_turned_features_depend_on_differences_of_positions() -> Non
 
 
 def test_gate_is_a_product() -> None:
-    unit = SimpleGatedLinearUnit(6, 10, rngs=nnx.Rngs(0))
+    unit = GatedLinearUnit(6, 10, None, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(2, 3, 6))
     first, second = np.split(np.asarray(unit.inner.kernel[...]), 2, axis=1)
     np.testing.assert_allclose(unit(jnp.asarray(x)), ((x @ first) * (x @ second)) @ unit.outer.kernel[...], rtol=1e-3)
@@ -53,7 +53,7 @@ def test_halves_turn_as_complex_numbers() -> None:
 
 
 def test_gate_of_swiglu_is_silu() -> None:
-    unit = SwiGLU(6, 10, rngs=nnx.Rngs(0))
+    unit = GatedLinearUnit(6, 10, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(2, 3, 6))
     gate, value = np.split(x @ np.asarray(unit.inner.kernel[...], np.float64), 2, axis=-1)
     want = (gate / (1 + np.exp(-gate)) * value) @ np.asarray(unit.outer.kernel[...], np.float64)

@@ -1,0 +1,97 @@
+"""Taps: named places in a model where an activation can be seen or changed while the model is traced.
+
+A model calls `tap` where an activation has its name, within the `scope` of the part that computes it, so that
+`tap("query", query)` in the attention of layer 3 is the site "layers.3.attention.query". Without a handler a tap
+returns what it is given and leaves nothing in the compiled program. A handler is there for the length of an
+`intercept`, in this thread or task alone. It must be there while the model is traced: a function that was compiled
+before does not see it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from jaxtyping import Array
+
+from kernels.statistics.requests import Request
+
+
+class Handler(Protocol):
+    """What sees the sites of a model while it is traced."""
+
+    def __call__(self, site: str, value: Any) -> Any:
+        """The value to go on with: the very object given, or another of the same structure, shapes and dtypes."""
+        ...
+
+    def wants(self, site: str) -> bool:
+        """Whether to make an activation that the model does without, such as attention weights."""
+        ...
+
+    def statistics(self, site: str) -> Sequence[Request]:
+        """What to tell about the attention weights at a site; empty: nothing."""
+        ...
+
+
+_handler: ContextVar[Handler | None] = ContextVar("handler", default=None)
+_path: ContextVar[tuple[str, ...]] = ContextVar("path", default=())
+
+
+@contextmanager
+def intercept(handler: Handler) -> Iterator[None]:
+    """Give every site that is traced inside to the handler, and to no other."""
+    token = _handler.set(handler)
+    try:
+        yield
+    finally:
+        _handler.reset(token)
+
+
+@contextmanager
+def scope(*names: str | int) -> Iterator[None]:
+    """Names that begin those of the sites inside, after the names of scopes around."""
+    token = _path.set((*_path.get(), *map(str, names)))
+    try:
+        yield
+    finally:
+        _path.reset(token)
+
+
+def tap(name: str, value: Any) -> Any:
+    """An activation as the handler returns it; without a handler, as it is.
+
+    Raises:
+      ValueError: what the handler returns has other shapes or dtypes; names the site.
+    """
+    handler = _handler.get()
+    if handler is None:
+        return value
+    site = _site(name)
+    given = handler(site, value)
+    if given is not value and isinstance(value, Array):
+        _check_alike(site, value, given)
+    return given
+
+
+def wanted(name: str) -> bool:
+    """Whether the handler asks for an activation that costs something to make."""
+    handler = _handler.get()
+    return handler is not None and handler.wants(_site(name))
+
+
+def asked(name: str) -> Sequence[Request]:
+    """The statistics of attention weights that the handler asks for at a site."""
+    handler = _handler.get()
+    return () if handler is None else tuple(handler.statistics(_site(name)))
+
+
+def _site(name: str) -> str:
+    return ".".join((*_path.get(), name))
+
+
+def _check_alike(site: str, value: Array, given: Any) -> None:
+    if getattr(given, "shape", None) != value.shape or getattr(given, "dtype", None) != value.dtype:
+        raise ValueError(
+            f"{site} must stay {value.dtype} of shape {value.shape}; "
+            f"the handler returned {getattr(given, 'dtype', type(given))} of shape {getattr(given, 'shape', None)}"
+        )

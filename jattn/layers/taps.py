@@ -10,27 +10,27 @@ before does not see it.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from jaxtyping import Array
 
 from kernels.statistics.requests import Request
 
 
-class Handler(Protocol):
-    """What sees the sites of a model while it is traced."""
+class Handler:
+    """What sees the sites of a model while it is traced; as it is here it changes nothing and asks for nothing."""
 
     def __call__(self, site: str, value: Any) -> Any:
-        """The value to go on with: the very object given, or another of the same structure, shapes and dtypes."""
-        ...
+        """The value to go on with: the very object given, or another of the same shape and dtype."""
+        return value
 
     def wants(self, site: str) -> bool:
         """Whether to make an activation that the model does without, such as attention weights."""
-        ...
+        return False
 
     def statistics(self, site: str) -> Sequence[Request]:
         """What to tell about the attention weights at a site; empty: nothing."""
-        ...
+        return ()
 
 
 _handler: ContextVar[Handler | None] = ContextVar("handler", default=None)

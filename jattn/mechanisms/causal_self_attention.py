@@ -17,10 +17,13 @@ CAUSAL = kernels.masks.Causal("start")
 
 
 class KeyValueCache(NamedTuple):
-    """Keys, turned by position, and values of the tokens read so far, at their positions; behind them is room."""
+    """Keys, turned by position, and values of the tokens read so far, at their positions; behind them is room.
 
-    key: Float[Array, "batch capacity kv_heads head_dim"]
-    value: Float[Array, "batch capacity kv_heads head_dim"]
+    Heads come before tokens, as kernels have them: a step of decoding moves nothing but the new token.
+    """
+
+    key: Float[Array, "batch kv_heads capacity head_dim"]
+    value: Float[Array, "batch kv_heads capacity head_dim"]
 
 
 class CausalSelfAttention(AttentionHeads):
@@ -112,7 +115,7 @@ class CausalSelfAttention(AttentionHeads):
 
     def empty_cache(self, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> KeyValueCache:
         """Room for that many tokens of each text."""
-        room = jnp.zeros((batch, capacity, self.kv_heads, self.head_dim), dtype)
+        room = jnp.zeros((batch, self.kv_heads, capacity, self.head_dim), dtype)
         return KeyValueCache(room, room)
 
     def extend(
@@ -125,12 +128,18 @@ class CausalSelfAttention(AttentionHeads):
         """
         query, key, value = self.project(features, lengths[:, None] + jnp.arange(features.shape[1]))
         cache = KeyValueCache(_put(cache.key, key, lengths), _put(cache.value, value, lengths))
-        return self.write(self.read(query, cache.key, cache.value, self._mask(lengths))), cache
+        # Of the queries' dtype, as keys and values are without a cache.
+        keys, values = (each.swapaxes(1, 2).astype(query.dtype) for each in cache)
+        return self.write(self.read(query, keys, values, self._mask(lengths))), cache
 
     def _mask(self, align: str | Int[Array, " batch"]) -> Mask:
         return kernels.masks.Causal(align) if self.window is None else kernels.masks.Window(self.window - 1, 0, align)
 
 
 @jax.vmap
-def _put(cached: Array, new: Array, place: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), place, 0)
+def _put(
+    cached: Float[Array, "kv_heads capacity head_dim"],
+    new: Float[Array, "length kv_heads head_dim"],
+    place: Int[Array, ""],
+) -> Float[Array, "kv_heads capacity head_dim"]:
+    return jax.lax.dynamic_update_slice_in_dim(cached, new.swapaxes(0, 1).astype(cached.dtype), place, 1)

@@ -119,8 +119,8 @@ class LanguageModel(nnx.Module):
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embedding = nnx.Embed(config.vocabulary, config.width, rngs=rngs)
-        learned = config.positions is not None
-        self.positions = nnx.Embed(config.positions, config.width, rngs=rngs) if learned else None
+        places = config.positions
+        self.positions = None if places is None else nnx.Embed(places, config.width, rngs=rngs)
         self.blocks = nnx.List([_block(config, layer, rngs) for layer in range(config.layers)])
         self.norm = _norm(config, rngs)
         own = None if config.tied else nnx.Linear(config.width, config.vocabulary, use_bias=False, rngs=rngs)
@@ -188,8 +188,8 @@ class LanguageModel(nnx.Module):
 
             with scope("layers", layer):
                 features = block(features, attend)
-        counts = tokens.shape[1] if counts is None else counts
-        return tap("residual", features), DecodingState(tuple(layers), state.lengths + counts)
+        lengths = state.lengths + (tokens.shape[1] if counts is None else counts)
+        return tap("residual", features), DecodingState(tuple(layers), lengths)
 
 
 def _block(config: LanguageModelConfig, layer: int, rngs: nnx.Rngs) -> Block:

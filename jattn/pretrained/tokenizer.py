@@ -50,7 +50,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         return build()
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'jattn[weights]'") from error
-    except Exception as error:  # of no particular kind where tokenizers raises it
+    except BaseException as error:  # of tokenizers' own; where it panics, not even an Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise source.error(f"no tokenizer can be made of it: {error}") from None
 
 
@@ -73,6 +75,9 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
         raise ValueError(f"field 'tokenizer.ggml.pre' must be one of {', '.join(before)}; got {split!r:.50}")
     vocabulary = _vocabulary(metadata)
     merges = [tuple(merge.split(" ")) for merge in _field(metadata, "merges", tuple)]
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
+            raise ValueError(f"a merge must make a token out of two; got {' '.join(merge)!r:.200}")
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before[split], byte_level])

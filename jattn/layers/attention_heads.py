@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import kernels
-from jattn.layers.taps import asked, tap, wanted
+from jattn.layers.taps import asked, replaced, tap, wanted
 from kernels.masks.algebra import Mask
 
 
@@ -14,7 +14,8 @@ class AttentionHeads(nnx.Module):
     """Queries, keys and values of each head, softmax attention between them, and the projection of what heads read.
 
     Query head h reads key head h // (heads / kv_heads). Sites: query, key, value (made by those who call `split`),
-    scores, weights, statistics, head_output.
+    key_of_head and value_of_head (keys and values once for every query head, made where they are wanted), scores,
+    weights, statistics, head_output; and the function attention, `kernels.attention` unless it is replaced.
     """
 
     def __init__(
@@ -69,8 +70,12 @@ class AttentionHeads(nnx.Module):
         Scores and weights are made only if the handler of taps wants them, in memory quadratic in length; they are
         what is read by only if the handler has changed them. Statistics can be seen, not changed.
         """
+        if wanted("key_of_head") or wanted("value_of_head"):
+            groups = self.heads // self.kv_heads
+            key = tap("key_of_head", jnp.repeat(key, groups, axis=2))
+            value = tap("value_of_head", jnp.repeat(value, groups, axis=2))
         requests = asked("statistics")
-        read = kernels.attention(
+        read = replaced("attention", kernels.attention)(
             query, key, value, mask=mask, scale=self.scale, softcap=self.softcap,
             statistics=requests, implementation=self.implementation,
         )  # fmt: skip
@@ -94,7 +99,7 @@ class AttentionHeads(nnx.Module):
     def _scores(self, query: Array, key: Array, mask: Mask | None) -> Float[Array, "batch heads queries keys"]:
         """As `kernels.attention` defines them, in float32 or wider."""
         wide = jnp.promote_types(query.dtype, jnp.float32)
-        grouped = query.reshape(*query.shape[:2], self.kv_heads, -1, self.head_dim)
+        grouped = query.reshape(*query.shape[:2], key.shape[2], -1, self.head_dim)
         scores = jnp.einsum("bqkgd,bskd->bkgqs", grouped, key, preferred_element_type=wide)
         scores = scores.reshape(len(query), self.heads, query.shape[1], key.shape[1])
         scores = scores * (self.head_dim**-0.5 if self.scale is None else self.scale)
@@ -104,6 +109,6 @@ class AttentionHeads(nnx.Module):
 
     def _read_by(self, weights: Array, value: Array) -> Float[Array, "batch queries heads head_dim"]:
         batch, heads, queries, keys = weights.shape
-        grouped = weights.reshape(batch, self.kv_heads, -1, queries, keys)
+        grouped = weights.reshape(batch, value.shape[2], -1, queries, keys)
         read = jnp.einsum("bkgqs,bskd->bqkgd", grouped, value.astype(weights.dtype))
         return read.reshape(batch, queries, heads, -1)

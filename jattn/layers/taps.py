@@ -3,11 +3,11 @@
 A model calls `tap` where an activation has its name, within the `scope` of the part that computes it, so that
 `tap("query", query)` in the attention of layer 3 is the site "layers.3.attention.query". Without a handler a tap
 returns what it is given and leaves nothing in the compiled program. A handler is there for the length of an
-`intercept`, in this thread or task alone. It must be there while the model is traced: a function that was compiled
-before does not see it.
+`intercept`, in this thread or task alone; one inside another comes before it. It must be there while the model is
+traced: a function that was compiled before does not see it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -32,19 +32,23 @@ class Handler:
         """What to tell about the attention weights at a site; empty: nothing."""
         return ()
 
+    def instead(self, site: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function to call at a site in place of the given one, of the same arguments and results."""
+        return function
 
-_handler: ContextVar[Handler | None] = ContextVar("handler", default=None)
+
+_handlers: ContextVar[tuple[Handler, ...]] = ContextVar("handlers", default=())
 _path: ContextVar[tuple[str, ...]] = ContextVar("path", default=())
 
 
 @contextmanager
 def intercept(handler: Handler) -> Iterator[None]:
-    """Give every site that is traced inside to the handler, and to no other."""
-    token = _handler.set(handler)
+    """Give every site that is traced inside to the handler, and then to those around it."""
+    token = _handlers.set((handler, *_handlers.get()))
     try:
         yield
     finally:
-        _handler.reset(token)
+        _handlers.reset(token)
 
 
 @contextmanager
@@ -58,31 +62,35 @@ def scope(*names: str | int) -> Iterator[None]:
 
 
 def tap(name: str, value: Any) -> Any:
-    """An activation as the handler returns it; without a handler, as it is.
+    """An activation as the handlers return it; without one, as it is.
 
     Raises:
-      ValueError: what the handler returns has other shapes or dtypes; names the site.
+      ValueError: what a handler returns has other shapes or dtypes; names the site.
     """
-    handler = _handler.get()
-    if handler is None:
-        return value
-    site = _site(name)
-    given = handler(site, value)
-    if given is not value and isinstance(value, Array):
-        _check_alike(site, value, given)
-    return given
+    for handler in _handlers.get():
+        given = handler(_site(name), value)
+        if given is not value and isinstance(value, Array):
+            _check_alike(_site(name), value, given)
+        value = given
+    return value
 
 
 def wanted(name: str) -> bool:
-    """Whether the handler asks for an activation that costs something to make."""
-    handler = _handler.get()
-    return handler is not None and handler.wants(_site(name))
+    """Whether a handler asks for an activation that costs something to make."""
+    return any([handler.wants(_site(name)) for handler in _handlers.get()])  # every one of them is told of the site
 
 
 def asked(name: str) -> Sequence[Request]:
-    """The statistics of attention weights that the handler asks for at a site."""
-    handler = _handler.get()
-    return () if handler is None else tuple(handler.statistics(_site(name)))
+    """The statistics of attention weights that the handlers ask for at a site."""
+    requests = [request for handler in _handlers.get() for request in handler.statistics(_site(name))]
+    return tuple(dict.fromkeys(requests))
+
+
+def replaced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that the handlers want called at a site; without one, the given one."""
+    for handler in _handlers.get():
+        function = handler.instead(_site(name), function)
+    return function
 
 
 def _site(name: str) -> str:

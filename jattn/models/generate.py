@@ -1,4 +1,4 @@
-"""Generating text: the prompt read at once, then token by token with keys and values cached, in one compiled program."""
+"""Text generated: the prompt read at once, then token by token with cached keys and values, in one compiled program."""
 
 from functools import partial
 from typing import Any, NamedTuple

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float, Int
 from kernels.masks.algebra import Mask
 from kernels.masks.positions import offset
 from kernels.shapes import Grid
+from kernels.trees import register_dataclass
 
 Numbers = Array | np.ndarray
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Functional:
     """Σ_j weights_ij values_j, for any values: (*batch, key_length, kv_heads, width)."""
@@ -39,7 +40,7 @@ class Functional:
         return jnp.asarray(self.values)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class Mass:
     """Σ_j weights_ij columns_j, the mass on sets of keys: (key_length, sets) or (*batch, key_length, sets)."""
@@ -63,7 +64,7 @@ class Mass:
         return jnp.broadcast_to(jnp.asarray(self.columns)[..., None, :], want)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class ColumnSums:
     """Σ_i rows_i weights_ij: the attention that each key receives.
@@ -88,7 +89,7 @@ class ColumnSums:
         return grid.scores("ColumnSums.rows", rows[..., None]).astype(jnp.promote_types(rows.dtype, jnp.float32))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False)
 class RowSums:
     """Σ_j weights_ij over the pairs of a mask: a band around the query, a segment, its sinks."""
@@ -138,7 +139,7 @@ Request = (
 NAMES = ("lse", "entropy", "expected_position", "position_variance", "maximum")
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Statistics:
     """What was asked for; None for what was not. Float32 or wider, and differentiable but for the indices.

@@ -52,6 +52,11 @@ def test_a_handler_is_there_for_an_intercept_alone() -> None:
     assert not wanted("weights")
 
 
+def test_handlers_inside_come_first() -> None:
+    with intercept(Edits({"residual": lambda x: x + 1})), intercept(Edits({"residual": lambda x: 10 * x})):
+        assert tap("residual", jnp.ones(())) == 11
+
+
 def test_without_a_handler_and_with_one_that_looks_on_the_program_is_the_same() -> None:
     def plain(x: jax.Array) -> jax.Array:
         return 2 * x

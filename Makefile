@@ -13,7 +13,7 @@ demo: $(VENV)/demo
 	$(BIN)/jattn report latest
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow

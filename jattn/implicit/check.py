@@ -1,6 +1,7 @@
 """What is said of derivatives that are not to be trusted."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,20 +34,44 @@ def factor(check: Check, what: str, value: Float[Array, ""], limit: ArrayLike) -
         return jnp.ones_like(value)
     if check == "poison":
         return jnp.where(value <= limit, 1, jnp.nan).astype(value.dtype)
-    one = jax.ShapeDtypeStruct(value.shape, jnp.float32)  # in double precision too: callbacks may run without it
-
-    def say(value: Array) -> Array:
-        return jax.pure_callback(partial(_say, check, what), one, value, limit, vmap_method="broadcast_all")
-
-    # A call of the host costs more than a small problem; under vmap it is made all the same.
-    said = jax.lax.cond(value <= limit, lambda value: jnp.ones_like(value, jnp.float32), say, value)
-    return said.astype(value.dtype)
+    return _said(check, what)(value, jnp.asarray(limit, value.dtype)).astype(value.dtype)
 
 
 @factor.defjvp
 def _(check: Check, what: str, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     made = factor(check, what, *primals)
     return made, jnp.zeros_like(made)
+
+
+def _said(check: Check, what: str) -> Callable[[Array, Array], Array]:
+    """(values, limits) -> ones in single precision, after the host was called if any value is not within its limit.
+
+    A call of the host costs more than a small problem. A condition of a batch would be one for each of its members,
+    and so the call be made for all; here it is one condition for the whole batch.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def said(values: Array, limits: Array) -> Array:
+        # In single precision, as callbacks may run without double.
+        ones = jax.ShapeDtypeStruct(values.shape, jnp.float32)
+
+        def say(values: Array, limits: Array) -> Array:
+            return jax.pure_callback(partial(_say, check, what), ones, values, limits)
+
+        def say_nothing(values: Array, limits: Array) -> Array:
+            return jnp.ones_like(values, jnp.float32)
+
+        return jax.lax.cond((values <= limits).all(), say_nothing, say, values, limits)
+
+    @said.def_vmap
+    def _(size: int, batched: list[bool], values: Array, limits: Array) -> tuple[Array, bool]:
+        spread = [
+            each if has else jnp.broadcast_to(each, (size, *each.shape))
+            for each, has in zip((values, limits), batched, strict=True)
+        ]
+        return said(*spread), True
+
+    return said
 
 
 def watched(check: Check, what: str, tree: Any, value: Float[Array, ""], limit: ArrayLike) -> Any:

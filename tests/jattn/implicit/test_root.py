@@ -11,6 +11,7 @@ import optax
 import pytest
 import scipy.optimize
 
+import jattn.implicit.check
 from jattn import implicit
 from jattn.implicit import Automatic, BiCGStab, ConjugateGradient, Dense, Gmres, Implicit, Minres
 
@@ -273,18 +274,34 @@ def test_values_are_not_checked_and_forward_mode_is() -> None:
     assert np.isnan(jax.jacfwd(lambda outer: solve(jnp.zeros(6), outer, TARGETS).value)(outer[0])).all()
 
 
-def test_checks_under_vmap_speak_of_those_that_are_bad() -> None:
-    solve = implicit.minimise(
-        objective, implicit.descent(objective, optax.sgd(0.05), 40), check="poison", tolerance=1e-2
-    )
+@pytest.mark.parametrize("check", ["poison", "warn"])
+def test_checks_under_vmap_speak_of_those_that_are_bad(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the whole batch; where nothing is bad, the host is not called."""
+    calls = []
+    said = jattn.implicit.check._say
+    monkeypatch.setattr("jattn.implicit.check._say", lambda *arguments: calls.append(arguments) or said(*arguments))
+    solve = implicit.minimise(objective, implicit.descent(objective, optax.sgd(0.05), 40), check=check, tolerance=1e-2)
 
-    def slope(init: jax.Array) -> jax.Array:
+    @jax.jit
+    @jax.vmap
+    def slopes(init: jax.Array) -> jax.Array:
         return jax.grad(lambda outer: solve(init, outer, jnp.asarray(TARGETS)).value.sum())(PENALTIES)
 
     near = newton(jnp.zeros(6), jnp.asarray(PENALTIES), jnp.asarray(TARGETS))
-    found = jax.jit(jax.vmap(slope))(jnp.stack([near, near + 1e4]))
-    assert np.isfinite(found[0]).all()
-    assert np.isnan(found[1]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        want = jax.block_until_ready(slopes(jnp.stack([near, near])))[0]
+    assert np.isfinite(want).all()
+    assert not calls
+    far = jnp.stack([near, near + 1e4])
+    if check == "poison":
+        found = slopes(far)
+        assert np.isnan(found[1]).all()
+    else:
+        with pytest.warns(implicit.ImplicitWarning, match="in 1 of 2"):
+            found = jax.block_until_ready(slopes(far))
+        assert [np.shape(values) for _, _, values, _ in calls] == [(2,), (2,)]  # of the inner and of the linear solve
+    np.testing.assert_allclose(found[0], want)
 
 
 @pytest.mark.parametrize(

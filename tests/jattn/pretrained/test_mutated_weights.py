@@ -84,7 +84,7 @@ def test_mutated_files(tmp_path: Path, build) -> None:
     expected = outcome(path, whole)
     assert isinstance(expected, dict)
 
-    @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(mutations(whole))
     def check(content: bytes) -> None:
         found = outcome(path, content)
@@ -97,14 +97,14 @@ def test_mutated_files(tmp_path: Path, build) -> None:
 
 @pytest.mark.parametrize("build", [gguf_file, safetensors_file, ctranslate2_file, checkpoint_file])
 def test_truncated_files_are_refused(tmp_path: Path, build) -> None:
-    """At every length: nothing in these files may be missing."""
+    """At any length: nothing in these files may be missing."""
     path = tmp_path / "file"
     whole = build(path)
-    for length in range(0, len(whole), 3):
+    for length in range(0, len(whole), 7):
         assert isinstance(outcome(path, whole[:length]), ValueError)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(st.lists(st.sampled_from([*b"}])N(\x88\x89tuseabRQ0.", b"K\1", b"q\0", b"h\0", b"X\1\0\0\0a", b"\x85", b"\x86",
        b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n"]), max_size=40))  # fmt: skip
 def test_pickles_of_any_opcodes(tmp_path_factory: pytest.TempPathFactory, opcodes: list[bytes | int]) -> None:

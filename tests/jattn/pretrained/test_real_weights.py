@@ -110,7 +110,8 @@ def smollm2() -> tuple[Path, Tokenizer]:
 
 
 @settings(max_examples=500, deadline=None)
-@given(text=st.text(max_size=80))
+# Its vocabulary lacks some control characters, and the bytes that begin characters beyond U+3FFFF.
+@given(text=st.text(st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cc", "Cs"]), max_size=80))
 def test_text_comes_back(smollm2: tuple[Path, Tokenizer], text: str) -> None:
     _, tokenizer = smollm2
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text

@@ -16,7 +16,7 @@ from jattn.pretrained import load_tokenizer
 
 TEXT = ["the cat sat on the mat, and the hat was on the cat", "theatre 1234 thermal hätte   spaces\n\nlines"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-FAST = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+FAST = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 def write(path: Path, **fields: object) -> Path:
@@ -226,7 +226,7 @@ def test_mutated_tokenizer_json(tmp_path: Path) -> None:
     whole = own.to_str().encode()
     path = tmp_path / "file"
 
-    @settings(FAST, max_examples=200)
+    @FAST
     @given(st.data())
     def check(data: st.DataObject) -> None:
         content = whole

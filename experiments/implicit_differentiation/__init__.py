@@ -1,0 +1,162 @@
+"""Implicit differentiation: solutions differentiated by what holds at them, against unrolled solvers and differences.
+
+    jattn run implicit_differentiation      six parts, on data that come with scikit-learn, and on packed discs
+
+Each part is a file of its own: `precision` (ridge, diabetes data, theorem 1), `catalogue` (every optimality condition),
+`support_vectors` (a penalty, digits), `distillation` (ten learned images, digits), `dictionary` (sparse codes, breast-
+cancer samples) and `spheres` (packed discs). Times are of CPU, and are the only numbers that another run does not
+repeat.
+
+Read in this order: config, claims, the parts, figures.
+"""
+
+import logging
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.implicit_differentiation import (
+    catalogue,
+    claims,
+    dictionary,
+    distillation,
+    figures,
+    precision,
+    spheres,
+    support_vectors,
+)
+from experiments.implicit_differentiation.config import PRESETS, Config
+from jattn.bench.cpu import timed
+from jattn.bench.interleave import interleave
+from jattn.runs import Experiment, Paper, Run
+
+log = logging.getLogger("jattn")
+
+
+def run(config: Config, run: Run) -> None:
+    """All parts; the first two and the last in double precision."""
+    results: dict[str, Any] = {}
+    for part in (_precision, _catalogue, _support_vectors, _distillation, _dictionary, _spheres):
+        run.stop_if_asked()
+        name = part.__name__.removeprefix("_")
+        results[name] = part(config, run)
+        log.info("%s done", name.replace("_", " "))
+        run.save_results(results)
+
+
+def _precision(config: Config, run: Run) -> Any:
+    with jax.enable_x64(True):
+        made = jax.jit(partial(precision.curve, steps=config.precision.steps))
+        found = _stacked([made(precision.problem(config.seed + each)) for each in range(config.precision.seeds)])
+    claims.settle_precision(run, found)
+    caption = "Ridge: error of Jacobians against the distance from the solution, after each step of the solver."
+    run.figure("precision", figures.error_by_distance(found), caption)
+    return {name: values[:, -1].tolist() for name, values in found.items()}
+
+
+def _catalogue(config: Config, run: Run) -> Any:
+    with jax.enable_x64(True):
+        rows = {name: make for name, make in catalogue.rows().items() if name not in config.catalogue.left_out}
+        found = {name: catalogue.errors(make()) for name, make in rows.items()}
+    claims.settle_catalogue(run, found)
+    caption = "Every row of the catalogue: largest error of the Jacobian over the largest entry of central differences."
+    run.figure("catalogue", figures.table_of_rows(found), caption)
+    return found
+
+
+def _support_vectors(config: Config, run: Run) -> Any:
+    part = config.support_vectors
+    found = support_vectors.measure(part, config.seed, run.stop_if_asked)
+    claims.settle_support_vectors(run, found)
+    ways = [way or "solver's steps" for way in support_vectors.WAYS]
+    drawn = figures.time_and_memory(part.widths, part.solvers, ways, found.seconds, found.bytes)
+    run.figure("support_vectors", drawn, "CPU time of a hypergradient and its temporary memory, by solver.")
+    return {name: values.tolist() for name, values in found._asdict().items()}
+
+
+def _distillation(config: Config, run: Run) -> Any:
+    part, found, seconds = config.distillation, [], {}
+    settings = {"penalty": part.penalty, "steps": part.steps}
+    distil = jax.jit(partial(distillation.distil, **settings, outer_steps=part.outer_steps))
+    accuracy = jax.jit(partial(distillation.accuracy, **settings))
+    loss = partial(distillation.outer_loss, **settings)
+    for seed in range(config.seed, config.seed + part.seeds):
+        run.stop_if_asked()
+        data = distillation.split(seed, part.training, part.source)
+        learned, random = (distil(data, jnp.int32(seed), jnp.bool_(random)) for random in (False, True))
+        first, other = (distillation.drawn(data, key) for key in jax.random.split(jax.random.key(seed)))
+        rows = {"learned": learned.images, "drawn": first, "drawn again": other, "means": distillation.means(data)}
+        found.append(
+            {name: float(accuracy(images, data)) for name, images in rows.items()}
+            | {"fall": float(learned.losses[-1] / learned.losses[0]), "last loss": float(learned.losses[-1])}
+            | {"random fall": float(random.losses[-1] / random.losses[0])}
+        )
+        log.info("distillation, split %d: test accuracy %.3f", seed, found[-1]["learned"])
+        if seed == config.seed:
+            programs = {
+                "seconds": jax.grad(loss),
+                "unrolled seconds": jax.grad(partial(loss, unrolled=True)),
+                "loss seconds": loss,
+            }
+            arguments = learned.images, data
+            seconds = interleave({name: timed(each, arguments) for name, each in programs.items()}, part.rounds)
+            pictures = figures.images({name: np.asarray(images) for name, images in rows.items()})
+            run.figure("distillation", pictures, "Ten images to learn from, one for each class.")
+    numbers = {name: np.array([each[name] for each in found]) for name in found[0]} | seconds
+    claims.settle_distillation(run, numbers)
+    return {name: values.tolist() for name, values in numbers.items()}
+
+
+def _dictionary(config: Config, run: Run) -> Any:
+    part, found = config.dictionary, []
+    for seed in range(config.seed, config.seed + part.seeds):
+        run.stop_if_asked()
+        data = dictionary.split(seed, part.training, part.validation)
+        found.append(dictionary.areas(data, seed, part.atoms, part.l1s, part.code_steps, part.steps))
+        log.info("dictionary, split %d: %s", seed, ", ".join(f"{n} {v:.4f}" for n, v in found[-1]._asdict().items()))
+    claims.settle_dictionary(run, found)
+    values = _stacked(found)
+    run.figure("dictionary", figures.areas(values), "Areas under the curve of every split, and their means.")
+    return {name: each.tolist() for name, each in values.items()}
+
+
+def _spheres(config: Config, run: Run) -> Any:
+    part, found = config.spheres, []
+    with jax.enable_x64(True):
+        settings = {"discs": part.discs, "packing": part.packing, "steps": part.steps, "records": part.records}
+        made = jax.jit(partial(spheres.sensitivities, **settings))
+        for key in jax.random.split(jax.random.key(config.seed), part.starts):
+            run.stop_if_asked()
+            found.append(jax.device_get(made(key)))
+    values = _stacked(found)
+    claims.settle_spheres(run, values)
+    steps = part.steps // part.records * np.arange(1.0, part.records + 1)
+    drawn = figures.sensitivity_by_step(steps, values["unrolled"], values["by_theorem"])
+    run.figure("sensitivities", drawn, "Discs: error of sensitivities along the minimisation, for every start.")
+    diameters = np.where(np.arange(part.discs) < part.discs // 2, 1, spheres.DIAMETER)
+    side = spheres.box(part.discs, part.packing)
+    drawn = figures.packing(values["positions"][0], values["differences"][0], diameters, side)
+    run.figure("packing", drawn, "Discs at a minimum of energy, and how they move when the smaller half grows.")
+    return {name: values[name].tolist() for name in ("force", "unrolled", "by_theorem", "bicgstab", "unstressed")}
+
+
+def _stacked(found: list[Any]) -> dict[str, np.ndarray]:
+    """Named tuples alike, one for each repetition, by field."""
+    return {name: np.stack([np.asarray(getattr(each, name)) for each in found]) for name in found[0]._fields}
+
+
+EXPERIMENT = Experiment(
+    name="implicit_differentiation",
+    summary="Derivatives of solutions by what holds at them, against unrolling, on six problems of the paper's kinds.",
+    paper=Paper(
+        "Efficient and Modular Implicit Differentiation",
+        "Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-López, Pedregosa, Vert",
+        "NeurIPS 2022",
+        "2105.15183",
+    ),
+    presets=PRESETS,
+    run=run,
+)

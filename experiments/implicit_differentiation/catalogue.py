@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 def errors(row: Row) -> tuple[float, float]:
-    """The largest error of the Jacobian over the largest entry of the differences: by the condition, and by the wrong one.
+    """The Jacobian's largest error over the largest entry of the differences: by the condition, and by the wrong one.
 
     In double precision.
     """

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.implicit_differentiation.dictionary import Areas
+from experiments.implicit_differentiation.support_vectors import Measured
 from jattn.runs import Bar, Claim, Run
 
 BOUNDED = Claim(
@@ -72,8 +73,8 @@ FASTER_WHEN_LARGE = Claim(
 )
 FLAT = Claim(
     "memory does not grow with steps",
-    "compiled program's temporary bytes with twice the solver's steps over those with its steps, the most of all "
-    "solvers and both fixed points",
+    "compiled program's temporary bytes with twice the solver's steps over those with its steps, fewest features: the "
+    "most of all solvers and both fixed points",
     "constant, where unrolling's grows",
     Bar(high=1.05),
     "unrolled",
@@ -156,34 +157,26 @@ def settle_catalogue(run: Run, errors: Mapping[str, tuple[float, float]]) -> Non
     run.settle(CATALOGUED, max(right for right, _ in errors.values()), [wrong for _, wrong in errors.values()])
 
 
-def settle_support_vectors(run: Run, found: Mapping[str, Float[np.ndarray, "seeds widths solvers ways"]]) -> None:
-    """Judge the claims on support vector machines.
-
-    Args:
-      found: by seed, number of features, solver and way of differentiation, of which the last is unrolling: `first`
-        and `last` outer losses, the first `slope`, CPU `seconds`, and temporary `bytes` with the steps and with twice
-        as many along a further axis; `direct`, the first slope without the response, has no ways.
-    """
+def settle_support_vectors(run: Run, found: Measured) -> None:
+    """Judge the claims on support vector machines. The last way of differentiation is unrolling."""
 
     def apart(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
         return np.abs(values / reference - 1).max(axis=(1, 2, 3))
 
-    unrolled = found["last"][..., -1:]
-    run.settle(SAME_LOSS, apart(found["last"][..., :-1], unrolled), apart(found["first"][..., -1:], unrolled))
-    slope = found["slope"][..., -1:]
-    run.settle(RESPONDS, apart(found["slope"][..., :-1], slope), apart(found["direct"][..., None], slope))
-    implicit = found["seconds"][..., :-1]
-    ratios = found["seconds"][..., -1:] / implicit
-    crossed = implicit / implicit[..., ::-1]
+    loss, slope = found.last[..., -1:], found.slope[..., -1:]
+    run.settle(SAME_LOSS, apart(found.last[..., :-1], loss), apart(found.first[..., -1:], loss))
+    run.settle(RESPONDS, apart(found.slope[..., :-1], slope), apart(found.direct[..., -1:], slope))
+    implicit = found.seconds[..., :-1]
+    ratios, crossed = found.seconds[..., -1:] / implicit, implicit / implicit[..., ::-1]
     run.settle(FASTER, ratios.min(axis=(1, 2, 3)), crossed.min(axis=(1, 2, 3)))
     growth = ratios[:, -1] / ratios[:, 0]
     run.settle(FASTER_WHEN_LARGE, growth.min(axis=(1, 2)), (1 / growth).min(axis=(1, 2)))
-    doubled = found["bytes"][..., 1] / found["bytes"][..., 0]
-    run.settle(FLAT, float(doubled[..., :-1].max()), float(doubled[..., -1].min()))
+    doubled = found.doubled / found.bytes[0]
+    run.settle(FLAT, float(doubled[:, :-1].max()), doubled[:, -1])
 
 
-def settle_distillation(run: Run, found: Mapping[str, Float[np.ndarray, " seeds"]]) -> None:
-    """Judge the claims on distillation, from what `__init__` measures of every seed."""
+def settle_distillation(run: Run, found: Mapping[str, Float[np.ndarray, " repetitions"]]) -> None:
+    """Judge the claims on distillation, from accuracies and losses of every split, and seconds of every round."""
     run.settle(DISTILS, found["fall"], found["random fall"])
     run.settle(BETTER_THAN_DRAWN, found["learned"] - found["drawn"], found["drawn again"] - found["drawn"])
     run.settle(BETTER_THAN_MEANS, found["learned"] - found["means"], found["drawn"] - found["means"])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jattn import implicit
 from jattn.data.images import LabelledImages, digits, fashion_mnist
@@ -91,10 +91,13 @@ def outer_loss(
     return loss(trained(images, penalty, steps, unrolled), data.training, data.training_classes)
 
 
-def distil(data: Images, seed: int, penalty: float, steps: int, outer_steps: int, random: bool = False) -> Distilled:
+def distil(
+    data: Images, seed: Int[Array, ""], random: Bool[Array, ""], penalty: float, steps: int, outer_steps: int
+) -> Distilled:
     """Adam on the pixels.
 
     Args:
+      seed: of the images at first.
       random: directions of the hypergradient's size with nothing else of it, as a control.
     """
     optimiser = optax.adam(0.05)
@@ -104,9 +107,8 @@ def distil(data: Images, seed: int, penalty: float, steps: int, outer_steps: int
     def step(carry: tuple, key: Array) -> tuple:
         images, moments = carry
         value, slope = jax.value_and_grad(outer_loss)(images, data, penalty, steps)
-        if random:
-            other = jax.random.normal(key, slope.shape)
-            slope = other * jnp.linalg.norm(slope) / jnp.linalg.norm(other)
+        other = jax.random.normal(key, slope.shape)
+        slope = jnp.where(random, other * jnp.linalg.norm(slope) / jnp.linalg.norm(other), slope)
         updates, moments = optimiser.update(slope, moments)
         return (optax.apply_updates(images, updates), moments), value
 

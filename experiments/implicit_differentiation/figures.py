@@ -76,7 +76,7 @@ def areas(values: Mapping[str, Float[np.ndarray, " seeds"]]) -> Figure:
     """Areas under the curve of every split."""
     figure = Figure(figsize=(6.5, 3), layout="constrained")
     axis = figure.subplots()
-    for place, (name, each) in enumerate(values.items()):
+    for place, each in enumerate(values.values()):
         axis.plot(each, np.full(len(each), place), "o", alpha=0.6)
         axis.plot([each.mean()], [place], "k|", ms=16)
     axis.set(yticks=range(len(values)), yticklabels=list(values), xlabel="area under the curve, test samples")

@@ -1,7 +1,7 @@
 """How far derivatives of an inexact ridge solution are from those of the solution, against theorem 1's bound.
 
-The inner problem is ridge regression with a penalty for each weight, ½ mean (Φx - y)² + ½ Σ θ x². Its Jacobian is known:
--(ΦᵀΦ/n + diag θ)⁻¹ diag x. The solver is gradient descent from zeros, looked at after every step.
+The inner problem is ridge regression with a penalty for each weight, ½ mean (Φx - y)² + ½ Σ θ x². Its Jacobian is
+known: -(ΦᵀΦ/n + diag θ)⁻¹ diag x. The solver is gradient descent from zeros, looked at after every step.
 """
 
 from typing import NamedTuple

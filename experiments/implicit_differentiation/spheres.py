@@ -24,7 +24,7 @@ FIRST_TIME_STEP, LARGEST_TIME_STEP = 0.1, 0.4
 
 
 class State(NamedTuple):
-    """Of the minimiser: positions, velocities, its time step, how much velocities are turned, steps downhill in a row."""
+    """Of the minimiser: its time step, how much velocities are turned to the force, steps downhill in a row."""
 
     positions: Float[Array, "discs 2"]
     velocities: Float[Array, "discs 2"]

@@ -1,29 +1,37 @@
 """The penalty of a multiclass support vector machine, learned on other digits by the derivative of the dual solution.
 
 Crammer and Singer's machine is min_W ½θ‖W‖² + Σ_i max_c (1 - Y_ic + w_cᵀx_i) - w_yᵀx_i. Its dual variables are a point
-of the simplex for each row, that minimises ½‖Xᵀ(Y - x)‖²/θ + <x, Y>, with W = Xᵀ(Y - x)/θ. Here that is multiplied by θ,
-so that no step depends on it, and X is divided by its largest singular value, so that a step of 1 never ascends.
+of the simplex for each row, that minimises ½‖Xᵀ(Y - x)‖²/θ + <x, Y>, with W = Xᵀ(Y - x)/θ. Here that is
+multiplied by θ, so that no step depends on it, and X is divided by its largest singular value, so that a step of 1
+never ascends.
 """
 
+import logging
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
+from experiments.implicit_differentiation.config import SupportVectors
 from jattn import implicit
 from jattn.data.images import digits
 from jattn.implicit import projections
 
+log = logging.getLogger("jattn")
 CLASSES = 10
 MIRROR_RATE = 30.0
 """Of mirror descent. Entries of the simplex are small, so that its steps may be long."""
 TINY = 1e-9
 """Below this a dual variable counts as zero where its logarithm is taken."""
-SOLVERS = ("projected gradient", "mirror descent", "block coordinate descent")
 MAPPINGS = ("projected gradient", "mirror descent")
+WAYS = (*MAPPINGS, None)
+"""Of differentiation; None: through the solver's steps."""
 
 
 class Data(NamedTuple):
@@ -67,7 +75,7 @@ def weights(x: Float[Array, "rows classes"], theta: Float[Array, ""], rows: Arra
 
 
 def solver(name: str, steps: int) -> implicit.Iteration:
-    """Steps of one of `SOLVERS`; outer variables are θ, X and Y."""
+    """Steps, or sweeps over all rows, of a solver of `config.SOLVERS`; outer variables are θ, X and Y."""
     return {
         "projected gradient": _accelerated,
         "mirror descent": _mirrored,
@@ -89,37 +97,117 @@ def condition(name: str) -> implicit.Condition:
     return implicit.Condition(lambda x, *outer: whole.residual(x, outer, None))
 
 
-def outer_loss(log_theta: Float[Array, ""], data: Data, name: str, steps: int, mapping: str | None) -> Float[Array, ""]:
-    """Half the mean squared error of the machine's scores on the other digits, differentiable by log θ.
+class Found(NamedTuple):
+    """Attributes:
+    loss: half the mean squared error of the machine's scores on the other digits.
+    slope: its derivative by log θ.
+    direct: that derivative with the dual variables held, as if they did not respond.
+    """
+
+    loss: Float[Array, ""]
+    slope: Float[Array, ""]
+    direct: Float[Array, ""]
+
+
+def hypergradient(log_theta: Float[Array, ""], data: Data, name: str, steps: int, mapping: str | None) -> Found:
+    """The outer loss and its derivatives.
 
     Args:
       name, steps: of the solver, from the middle of every simplex.
-      mapping: what is differentiated; the solver's steps if None.
+      mapping: what is differentiated, of `MAPPINGS`; the solver's steps if None.
     """
-    linear_solver = implicit.Gmres(1e-2, most=200, restart=20)
-    adjoint = implicit.Unrolled() if mapping is None else implicit.Implicit(linear_solver)
-    # A solve that stagnates is worth less than a warning for each: the gradients' errors are measured.
+    adjoint = implicit.Unrolled() if mapping is None else implicit.Implicit(implicit.Automatic(1e-2, most=200))
+    # Of linear solves that stagnate nothing is said here: the hypergradients' errors are measured.
     solve = implicit.root(condition(mapping or MAPPINGS[0]), solver(name, steps), adjoint=adjoint, check=None)
-    theta = jnp.exp(log_theta)
-    x = solve(jnp.full_like(data.labels, 1 / CLASSES), theta, data.rows, data.labels).value
-    scores = data.other @ weights(x, theta, data.rows, data.labels)
-    return 0.5 * ((scores - data.wanted) ** 2).sum(axis=1).mean()
+
+    def loss(log_theta: Array) -> tuple[Array, Array]:
+        theta = jnp.exp(log_theta)
+        x = solve(jnp.full_like(data.labels, 1 / CLASSES), theta, data.rows, data.labels).value
+        scores = data.other @ weights(x, theta, data.rows, data.labels)
+        off = scores - data.wanted
+        # W is x's over θ, so that scores fall by themselves as log θ grows.
+        return 0.5 * (off**2).sum(axis=1).mean(), -(off * scores).sum(axis=1).mean()
+
+    (value, direct), slope = jax.value_and_grad(loss, has_aux=True)(log_theta)
+    return Found(value, slope, direct)
 
 
-def direct(log_theta: Float[Array, ""], data: Data, name: str, steps: int) -> Float[Array, ""]:
-    """The derivative of `outer_loss` with the dual variables held: what is left without their response."""
-    found = solver(name, steps)(jnp.full_like(data.labels, 1 / CLASSES), jnp.exp(log_theta), data.rows, data.labels)
+class Measured(NamedTuple):
+    """By seed, number of features, solver and way of differentiation: both mappings, then unrolling.
 
-    def held(log_theta: Array) -> Array:
-        scores = data.other @ weights(found, jnp.exp(log_theta), data.rows, data.labels)
-        return 0.5 * ((scores - data.wanted) ** 2).sum(axis=1).mean()
+    Attributes:
+      first, last: outer loss before the first and after the last outer step.
+      slope, direct: of the first outer step, as in `Found`.
+      seconds: of CPU time, for one hypergradient, the mean of all outer steps.
+      bytes: temporary ones of the compiled program, of no seed; `doubled` with twice the solver's steps, with the
+        fewest features alone.
+    """
 
-    return jax.grad(held)(log_theta)
+    first: Float[np.ndarray, "seeds widths solvers ways"]
+    last: Float[np.ndarray, "seeds widths solvers ways"]
+    slope: Float[np.ndarray, "seeds widths solvers ways"]
+    direct: Float[np.ndarray, "seeds widths solvers ways"]
+    seconds: Float[np.ndarray, "seeds widths solvers ways"]
+    bytes: Float[np.ndarray, "widths solvers ways"]
+    doubled: Float[np.ndarray, "solvers ways"]
 
 
-def program(name: str, steps: int, mapping: str | None) -> Callable[[Array, Data], Any]:
-    """(log θ, data) to the outer loss and its derivative."""
-    return jax.value_and_grad(lambda log_theta, data: outer_loss(log_theta, data, name, steps, mapping))
+def measure(config: SupportVectors, seed: int, between: Callable[[], None]) -> Measured:
+    """Every solver and way of differentiation in turn, seed by seed.
+
+    Args:
+      between: called between hypergradient descents.
+    """
+    counts = config.seeds, len(config.widths), len(config.solvers), len(WAYS)
+    numbers = {name: np.zeros(counts) for name in ("first", "last", "slope", "direct", "seconds")}
+    memory, doubled = np.zeros(counts[1:]), np.zeros(counts[2:])
+    for place, width in enumerate(config.widths):
+        splits = [split(seed + each, width, config.training) for each in range(config.seeds)]
+        for which, name in enumerate(config.solvers):
+            programs = [_compiled(splits[0], name, config.steps_of(name), way) for way in WAYS]
+            memory[place, which] = [_bytes(each) for each in programs]
+            if place == 0:
+                twice = (_compiled(splits[0], name, 2 * config.steps_of(name), way) for way in WAYS)
+                doubled[which] = [_bytes(each) for each in twice]
+            for each, data in enumerate(splits):
+                for way, program in enumerate(programs):
+                    between()
+                    found = _descend(program, data, config)
+                    for key, value in found.items():
+                        numbers[key][each, place, which, way] = value
+            log.info(
+                "%s, %d features: %s s for a hypergradient by %s",
+                name,
+                width,
+                numbers["seconds"][:, place, which].mean(axis=0).round(3),
+                ", ".join(way or "unrolling" for way in WAYS),
+            )
+    return Measured(**numbers, bytes=memory, doubled=doubled)
+
+
+def _compiled(data: Data, name: str, steps: int, way: str | None) -> Any:
+    program = partial(hypergradient, name=name, steps=steps, mapping=way)
+    return jax.jit(program).lower(jnp.float32(0), data).compile()
+
+
+def _bytes(program: Any) -> int:
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def _descend(program: Any, data: Data, config: SupportVectors) -> dict[str, float]:
+    """Adam on log θ."""
+    optimiser = optax.adam(config.rate)
+    log_theta = jnp.float32(config.start)
+    moments, found, seconds = optimiser.init(log_theta), [], 0.0
+    for _ in range(config.outer_steps):
+        before = time.process_time()
+        found.append(jax.block_until_ready(program(log_theta, data)))
+        seconds += time.process_time() - before
+        updates, moments = optimiser.update(found[-1].slope, moments)
+        log_theta = optax.apply_updates(log_theta, updates)
+    last = program(log_theta, data).loss
+    numbers = found[0].loss, last, found[0].slope, found[0].direct, seconds / config.outer_steps
+    return dict(zip(("first", "last", "slope", "direct", "seconds"), map(float, numbers), strict=True))
 
 
 def _onto_simplices(x: Float[Array, "rows classes"]) -> Float[Array, "rows classes"]:

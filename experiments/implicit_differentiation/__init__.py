@@ -28,7 +28,7 @@ from experiments.implicit_differentiation import (
     spheres,
     support_vectors,
 )
-from experiments.implicit_differentiation.config import PRESETS, Config
+from experiments.implicit_differentiation.config import PARTS, PRESETS, Config
 from jattn.bench.cpu import timed
 from jattn.bench.interleave import interleave
 from jattn.runs import Experiment, Paper, Run
@@ -37,11 +37,13 @@ log = logging.getLogger("jattn")
 
 
 def run(config: Config, run: Run) -> None:
-    """All parts; the first two and the last in double precision."""
-    results: dict[str, Any] = {}
-    for part in (_precision, _catalogue, _support_vectors, _distillation, _dictionary, _spheres):
+    """Part after part; the first two and the last in double precision."""
+    parts = (_precision, _catalogue, _support_vectors, _distillation, _dictionary, _spheres)
+    results = {}
+    for name, part in zip(PARTS, parts, strict=True):
+        if name not in config.parts:
+            continue
         run.stop_if_asked()
-        name = part.__name__.removeprefix("_")
         results[name] = part(config, run)
         log.info("%s done", name.replace("_", " "))
         run.save_results(results)
@@ -78,36 +80,24 @@ def _support_vectors(config: Config, run: Run) -> Any:
 
 
 def _distillation(config: Config, run: Run) -> Any:
-    part, found, seconds = config.distillation, [], {}
+    part, found = config.distillation, []
     settings = {"penalty": part.penalty, "steps": part.steps}
-    distil = jax.jit(partial(distillation.distil, **settings, outer_steps=part.outer_steps))
-    accuracy = jax.jit(partial(distillation.accuracy, **settings))
-    loss = partial(distillation.outer_loss, **settings)
-    for seed in range(config.seed, config.seed + part.seeds):
+    compare = jax.jit(partial(distillation.compare, **settings, outer_steps=part.outer_steps))
+    splits = [distillation.split(config.seed + each, part.training, part.source) for each in range(part.seeds)]
+    for each, data in enumerate(splits):
         run.stop_if_asked()
-        data = distillation.split(seed, part.training, part.source)
-        learned, random = (distil(data, jnp.int32(seed), jnp.bool_(random)) for random in (False, True))
-        first, other = (distillation.drawn(data, key) for key in jax.random.split(jax.random.key(seed)))
-        rows = {"learned": learned.images, "drawn": first, "drawn again": other, "means": distillation.means(data)}
-        found.append(
-            {name: float(accuracy(images, data)) for name, images in rows.items()}
-            | {"fall": float(learned.losses[-1] / learned.losses[0]), "last loss": float(learned.losses[-1])}
-            | {"random fall": float(random.losses[-1] / random.losses[0])}
-        )
-        log.info("distillation, split %d: test accuracy %.3f", seed, found[-1]["learned"])
-        if seed == config.seed:
-            programs = {
-                "seconds": jax.grad(loss),
-                "unrolled seconds": jax.grad(partial(loss, unrolled=True)),
-                "loss seconds": loss,
-            }
-            arguments = learned.images, data
-            seconds = interleave({name: timed(each, arguments) for name, each in programs.items()}, part.rounds)
-            pictures = figures.images({name: np.asarray(images) for name, images in rows.items()})
-            run.figure("distillation", pictures, "Ten images to learn from, one for each class.")
-    numbers = {name: np.array([each[name] for each in found]) for name in found[0]} | seconds
-    claims.settle_distillation(run, numbers)
-    return {name: values.tolist() for name, values in numbers.items()}
+        found.append(jax.device_get(compare(data, jnp.int32(config.seed + each))))
+        log.info("distillation, split %d: test accuracy %.3f", each, found[-1].accuracies[0])
+    loss = partial(distillation.outer_loss, **settings)
+    programs = {"implicit": jax.grad(loss), "unrolled": jax.grad(partial(loss, unrolled=True)), "loss": loss}
+    arguments = jnp.asarray(found[0].images[0]), splits[0]
+    seconds = interleave({name: timed(each, arguments) for name, each in programs.items()}, part.rounds)
+    values = _stacked(found)
+    claims.settle_distillation(run, values, seconds)
+    kinds: dict[str, np.ndarray] = dict(zip(("learned", "drawn", "drawn again", "means"), found[0].images, strict=True))
+    run.figure("distillation", figures.images(kinds), "Ten images to learn from, one for each class, the first split.")
+    numbers = {name: values[name] for name in ("accuracies", "fall", "random_fall")} | seconds
+    return {name: each.tolist() for name, each in numbers.items()}
 
 
 def _dictionary(config: Config, run: Run) -> Any:

@@ -45,25 +45,25 @@ def errors(row: Row) -> tuple[float, float]:
     In double precision.
     """
 
-    def jacobian(condition: implicit.Condition) -> Float[Array, "inner outer"]:
-        solve = implicit.root(
-            condition,
-            lambda init, outer: init,
-            adjoint=implicit.Implicit(implicit.Dense()),
-            check=None,
-        )
-        return jax.jacfwd(lambda outer: ravel_pytree(solve(solution, outer).value)[0])(row.outer)
+    moves = STEP * jnp.eye(len(row.outer))
 
     def value(outer: Array) -> Float[Array, " inner"]:
         return ravel_pytree(row.solver(outer))[0]
 
-    solution = row.solver(row.outer)
-    moves = STEP * jnp.eye(len(row.outer))
-    values = jax.jit(lambda outer: jax.lax.map(value, outer))(jnp.concatenate([row.outer + moves, row.outer - moves]))
-    above, below = jnp.split(values, 2)
-    differences = (above - below).T / (2 * STEP)
-    off = (jnp.abs(jacobian(each) - differences).max() for each in (row.condition, row.wrong))
-    right, wrong = (float(each / jnp.abs(differences).max()) for each in off)
+    @jax.jit
+    def found(outer: Array) -> tuple[Array, ...]:
+        above, below = (jax.lax.map(lambda move, sign=sign: value(outer + sign * move), moves) for sign in (1, -1))
+        differences, solution = (above - below).T / (2 * STEP), row.solver(outer)
+
+        def jacobian(condition: implicit.Condition) -> Float[Array, "inner outer"]:
+            adjoint = implicit.Implicit(implicit.Dense())
+            solve = implicit.root(condition, lambda init, outer: init, adjoint=adjoint, check=None)
+            return jax.jacfwd(lambda outer: ravel_pytree(solve(solution, outer).value)[0])(outer)
+
+        jacobians = (jacobian(each) for each in (row.condition, row.wrong))
+        return tuple(jnp.abs(each - differences).max() / jnp.abs(differences).max() for each in jacobians)
+
+    right, wrong = map(float, found(row.outer))
     return right, wrong
 
 

@@ -175,12 +175,15 @@ def settle_support_vectors(run: Run, found: Measured) -> None:
     run.settle(FLAT, float(doubled[:, :-1].max()), doubled[:, -1])
 
 
-def settle_distillation(run: Run, found: Mapping[str, Float[np.ndarray, " repetitions"]]) -> None:
-    """Judge the claims on distillation, from accuracies and losses of every split, and seconds of every round."""
-    run.settle(DISTILS, found["fall"], found["random fall"])
-    run.settle(BETTER_THAN_DRAWN, found["learned"] - found["drawn"], found["drawn again"] - found["drawn"])
-    run.settle(BETTER_THAN_MEANS, found["learned"] - found["means"], found["drawn"] - found["means"])
-    run.settle(DISTILS_FASTER, found["unrolled seconds"] / found["seconds"], found["loss seconds"] / found["seconds"])
+def settle_distillation(
+    run: Run, found: Mapping[str, np.ndarray], seconds: Mapping[str, Float[np.ndarray, " rounds"]]
+) -> None:
+    """Judge the claims on distillation, from `distillation.Compared` of every split, and times of a program."""
+    learned, drawn, again, means = found["accuracies"].T
+    run.settle(DISTILS, found["fall"], found["random_fall"])
+    run.settle(BETTER_THAN_DRAWN, learned - drawn, again - drawn)
+    run.settle(BETTER_THAN_MEANS, learned - means, drawn - means)
+    run.settle(DISTILS_FASTER, seconds["unrolled"] / seconds["implicit"], seconds["loss"] / seconds["implicit"])
 
 
 def settle_dictionary(run: Run, areas: Sequence[Areas]) -> None:

@@ -8,6 +8,10 @@ SOLVERS = ("projected gradient", "mirror descent", "block coordinate descent")
 """Of the support vector machine's inner problem."""
 
 
+PARTS = ("precision", "catalogue", "support_vectors", "distillation", "dictionary", "spheres")
+"""Of the experiment, each with claims of its own."""
+
+
 @dataclass(frozen=True)
 class Precision:
     """Ridge: steps of gradient descent, and resamplings of the patients."""
@@ -47,7 +51,7 @@ class SupportVectors:
 
     def steps_of(self, solver: str) -> int:
         """Its steps."""
-        return dict(zip(SOLVERS, (self.gradient_steps, self.mirror_steps, self.sweeps), strict=True))[solver]
+        return (self.gradient_steps, self.mirror_steps, self.sweeps)[SOLVERS.index(solver)]
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,11 @@ class Config:
     """Everything that decides a run's numbers, but for times.
 
     Attributes:
+      parts: that are run.
       seed: what all randomness starts from.
     """
 
+    parts: tuple[str, ...] = PARTS
     precision: Precision = Precision()
     catalogue: Catalogue = Catalogue()
     support_vectors: SupportVectors = SupportVectors()
@@ -125,14 +131,13 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for part in fields(self):
-            group = getattr(self, part.name)
-            if part.name == "seed":
-                continue
-            for field in fields(group):
-                value = getattr(group, field.name)
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"parts must be some of {PARTS}; got {self.parts}")
+        for name in PARTS:
+            for field in fields(getattr(self, name)):
+                value = getattr(getattr(self, name), field.name)
                 if isinstance(value, int) and value < 1:
-                    raise ValueError(f"{part.name}.{field.name} must be at least 1; got {value}")
+                    raise ValueError(f"{name}.{field.name} must be at least 1; got {value}")
         if len(self.support_vectors.widths) < 2 or list(self.support_vectors.widths) != sorted(
             set(self.support_vectors.widths)
         ):
@@ -153,6 +158,7 @@ LAPTOP = Config()
 PRESETS = {
     "smoke": Preset(
         Config(
+            ("precision", "catalogue"),
             Precision(20, 2),
             Catalogue(
                 (
@@ -174,7 +180,7 @@ PRESETS = {
             Dictionary(30, 30, 4, (0.01,), 50, 10, 2),
             Spheres(6, steps=40, records=2, starts=2),
         ),
-        "seconds, nearly all of them compilation",
+        "seconds: the first two parts alone; half a minute with all of them, nearly all of it compilation",
     ),
     "laptop": Preset(LAPTOP, "about a quarter of an hour on two cores"),
     "paper": Preset(

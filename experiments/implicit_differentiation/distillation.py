@@ -53,8 +53,9 @@ def split(seed: int, training: int, source: str) -> Images:
         return part.images.reshape(len(order), -1)[order] / part.brightest, part.labels[order].astype(np.int32)
 
     images, classes = (np.concatenate(each) for each in zip(*map(flat, parts), strict=True))
-    images, classes = jnp.asarray(images, jnp.float32), jnp.asarray(classes)
-    return Images(images[:training], classes[:training], images[training:], classes[training:])
+    images = images.astype(np.float32)
+    parts = images[:training], classes[:training], images[training:], classes[training:]
+    return Images(*map(jnp.asarray, parts))
 
 
 def loss(weights: dict[str, Array], images: Float[Array, "count pixels"], classes: Int[Array, " count"]) -> Array:
@@ -135,3 +136,29 @@ def drawn(data: Images, key: Array) -> Float[Array, "classes pixels"]:
     noise = jax.random.uniform(key, (CLASSES, len(data.training)))
     members = data.training_classes == jnp.arange(CLASSES)[:, None]
     return data.training[jnp.where(members, noise, -1).argmax(axis=1)]
+
+
+class Compared(NamedTuple):
+    """Ten images of each kind, and shares of test images that classifiers of these name rightly.
+
+    Attributes:
+      images: learned; drawn, twice; means of classes.
+      accuracies: in that order.
+      fall, random_fall: of the outer loss, the last over the first; along hypergradients and along random directions.
+    """
+
+    images: Float[Array, "kinds classes pixels"]
+    accuracies: Float[Array, " kinds"]
+    fall: Float[Array, ""]
+    random_fall: Float[Array, ""]
+
+
+def compare(data: Images, seed: Int[Array, ""], penalty: float, steps: int, outer_steps: int) -> Compared:
+    """Learn images, and hold them against others."""
+    images, losses = jax.lax.map(
+        lambda random: distil(data, seed, random, penalty, steps, outer_steps), jnp.array([False, True])
+    )
+    others = [drawn(data, key) for key in jax.random.split(jax.random.key(seed))]
+    kinds = jnp.stack([images[0], *others, means(data)])
+    accuracies = jax.lax.map(lambda each: accuracy(each, data, penalty, steps), kinds)
+    return Compared(kinds, accuracies, *(losses[:, -1] / losses[:, 0]))

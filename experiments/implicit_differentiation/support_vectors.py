@@ -9,7 +9,6 @@ never ascends.
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,9 +58,10 @@ def split(seed: int, width: int, training: int) -> Data:
     directions = generator.normal(size=(pixels.shape[1], width)) / distance
     features = np.cos(pixels @ directions + generator.uniform(0, 2 * np.pi, width))
     features = features - features[:training].mean(axis=0)
-    features = jnp.asarray(features / np.linalg.norm(features[:training], 2), jnp.float32)
-    labels = jnp.asarray(np.eye(CLASSES, dtype=np.float32)[source.labels[order]])
-    return Data(features[:training], labels[:training], features[training:], labels[training:])
+    features = (features / np.linalg.norm(features[:training], 2)).astype(np.float32)
+    labels = np.eye(CLASSES, dtype=np.float32)[source.labels[order]]
+    parts = features[:training], labels[:training], features[training:], labels[training:]
+    return Data(*map(jnp.asarray, parts))
 
 
 def dual(x: Float[Array, "rows classes"], theta: Float[Array, ""], rows: Array, labels: Array) -> Float[Array, ""]:
@@ -164,10 +164,10 @@ def measure(config: SupportVectors, seed: int, between: Callable[[], None]) -> M
     for place, width in enumerate(config.widths):
         splits = [split(seed + each, width, config.training) for each in range(config.seeds)]
         for which, name in enumerate(config.solvers):
-            programs = [_compiled(splits[0], name, config.steps_of(name), way) for way in WAYS]
+            programs = [_compiled(splits[0], name, config.steps_of(name), way, config.rate) for way in WAYS]
             memory[place, which] = [_bytes(each) for each in programs]
             if place == 0:
-                twice = (_compiled(splits[0], name, 2 * config.steps_of(name), way) for way in WAYS)
+                twice = (_compiled(splits[0], name, 2 * config.steps_of(name), way, config.rate) for way in WAYS)
                 doubled[which] = [_bytes(each) for each in twice]
             for each, data in enumerate(splits):
                 for way, program in enumerate(programs):
@@ -185,9 +185,17 @@ def measure(config: SupportVectors, seed: int, between: Callable[[], None]) -> M
     return Measured(**numbers, bytes=memory, doubled=doubled)
 
 
-def _compiled(data: Data, name: str, steps: int, way: str | None) -> Any:
-    program = partial(hypergradient, name=name, steps=steps, mapping=way)
-    return jax.jit(program).lower(jnp.float32(0), data).compile()
+def _compiled(data: Data, name: str, steps: int, way: str | None, rate: float) -> Any:
+    """(log θ, Adam's moments, data) to what is found and the next log θ and moments; compiled."""
+    optimiser = optax.adam(rate)
+
+    def step(log_theta: Array, moments: Any, data: Data) -> tuple[Found, Array, Any]:
+        found = hypergradient(log_theta, data, name, steps, way)
+        updates, moments = optimiser.update(found.slope, moments)
+        return found, optax.apply_updates(log_theta, updates), moments
+
+    start = jax.ShapeDtypeStruct((), jnp.float32)
+    return jax.jit(step).lower(start, jax.eval_shape(optimiser.init, start), data).compile()
 
 
 def _bytes(program: Any) -> int:
@@ -195,18 +203,15 @@ def _bytes(program: Any) -> int:
 
 
 def _descend(program: Any, data: Data, config: SupportVectors) -> dict[str, float]:
-    """Adam on log θ."""
-    optimiser = optax.adam(config.rate)
+    """Adam on log θ, and the loss where it ends."""
     log_theta = jnp.float32(config.start)
-    moments, found, seconds = optimiser.init(log_theta), [], 0.0
-    for _ in range(config.outer_steps):
+    moments, found, seconds = optax.adam(config.rate).init(log_theta), [], []
+    for _ in range(config.outer_steps + 1):
         before = time.process_time()
-        found.append(jax.block_until_ready(program(log_theta, data)))
-        seconds += time.process_time() - before
-        updates, moments = optimiser.update(found[-1].slope, moments)
-        log_theta = optax.apply_updates(log_theta, updates)
-    last = program(log_theta, data).loss
-    numbers = found[0].loss, last, found[0].slope, found[0].direct, seconds / config.outer_steps
+        each, log_theta, moments = jax.block_until_ready(program(log_theta, moments, data))
+        seconds.append(time.process_time() - before)
+        found.append(each)
+    numbers = found[0].loss, found[-1].loss, found[0].slope, found[0].direct, np.mean(seconds)
     return dict(zip(("first", "last", "slope", "direct", "seconds"), map(float, numbers), strict=True))
 
 

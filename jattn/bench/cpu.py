@@ -22,8 +22,8 @@ def gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
     return both
 
 
-def timed(function: Callable[..., Any], arguments: Sequence[jax.Array]) -> Timed:
-    """A program compiled for those arguments, to be timed."""
+def timed(function: Callable[..., Any], arguments: Sequence[Any]) -> Timed:
+    """A program compiled for those arguments, any pytrees of arrays, to be timed."""
     compiled = jax.jit(function).lower(*arguments).compile()
 
     def measure() -> float:

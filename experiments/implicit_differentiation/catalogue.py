@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from jattn import implicit
 from jattn.data.tables import diabetes
-from jattn.implicit import projections
 
 SIZE = 4
 PENALTY = 0.5
@@ -108,7 +107,7 @@ def _long(condition: implicit.Condition, start: Any, *rest: Any) -> Callable[[Ar
     """A thousand steps of a fixed point."""
 
     def solver(outer: Array) -> Any:
-        def step(_: int, inner: Any) -> Any:
+        def step(_: Array, inner: Any) -> Any:
             return jax.tree.map(jnp.add, inner, condition.residual(inner, outer, *rest))
 
         return jax.lax.fori_loop(0, 1000, step, start)
@@ -211,7 +210,7 @@ def _conic() -> Row:
 
         return implicit.Condition(residual)
 
-    return Row(solver, make(projections.second_order_cone), make(lambda point: point / 2), theta)
+    return Row(solver, make(implicit.projections.second_order_cone), make(lambda point: point / 2), theta)
 
 
 def _isotonic() -> Row:

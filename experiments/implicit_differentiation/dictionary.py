@@ -31,12 +31,12 @@ REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1)
 class Samples(NamedTuple):
     """Standardised features divided by the root of their number, and labels of 0 and 1."""
 
-    training: Float[np.ndarray, "training features"]
-    training_labels: Float[np.ndarray, " training"]
-    validation: Float[np.ndarray, "validation features"]
-    validation_labels: Float[np.ndarray, " validation"]
-    test: Float[np.ndarray, "test features"]
-    test_labels: Float[np.ndarray, " test"]
+    training: Float[Array, "training features"]
+    training_labels: Float[Array, " training"]
+    validation: Float[Array, "validation features"]
+    validation_labels: Float[Array, " validation"]
+    test: Float[Array, "test features"]
+    test_labels: Float[Array, " test"]
 
 
 class Model(NamedTuple):
@@ -70,7 +70,7 @@ def split(seed: int, training: int, validation: int) -> Samples:
     known = features[:training]
     features = ((features - known.mean(axis=0)) / known.std(axis=0) / np.sqrt(features.shape[1])).astype(np.float32)
     parts = np.split(np.arange(len(order)), [training, training + validation])
-    return Samples(*(each[part] for part in parts for each in (features, labels)))
+    return Samples(*(jnp.asarray(each[part]) for part in parts for each in (features, labels)))
 
 
 def codes(
@@ -181,8 +181,8 @@ def _scores(models: Model, data: Samples, labels: Array, l1: Array, code_steps: 
 def areas(data: Samples, seed: int, atoms: int, l1s: tuple[float, ...], code_steps: int, steps: int) -> Areas:
     """Of one split: with the best of all settings by the validation samples."""
     generator = np.random.default_rng(seed)
-    start = jnp.asarray(data.training[generator.permutation(len(data.training))[:atoms]])
-    true = data.training_labels, data.validation_labels
+    start = data.training[generator.permutation(len(data.training))[:atoms]]
+    true = np.asarray(data.training_labels), np.asarray(data.validation_labels)
     mixed = generator.permutation(true[0]), generator.permutation(true[1])
     unlearned, learned, shuffled = [], [], []
     for l1 in l1s:
@@ -208,10 +208,10 @@ def areas(data: Samples, seed: int, atoms: int, l1s: tuple[float, ...], code_ste
     return Areas(*(max(each, key=lambda pair: pair[0])[1] for each in (learned, unlearned, raw, shuffled)))
 
 
-def _logistic(samples: np.ndarray, labels: np.ndarray, penalty: float) -> LogisticRegression:
+def _logistic(samples: Any, labels: np.ndarray, penalty: float) -> Any:
     return LogisticRegression(C=1 / (penalty * len(labels)), max_iter=10_000).fit(samples, labels)
 
 
-def _pair(judged: np.ndarray, validation: np.ndarray, data: Samples, test: np.ndarray) -> tuple[float, float]:
+def _pair(judged: Any, validation: Any, data: Samples, test: Any) -> tuple[float, float]:
     """Areas of the validation and of the test samples."""
     return float(roc_auc_score(judged, validation)), float(roc_auc_score(data.test_labels, test))

@@ -97,9 +97,10 @@ def curve(data: Problem, steps: int) -> Curve:
         unrolled,
         as_solutions(implicit.OneStep(1 / (len(penalties) + 1))),
     )
-    errors = [jnp.linalg.norm(each - jacobian, 2, (1, 2)) for each in jacobians]
+    by_theorem, unrolled, one_step = (jnp.linalg.norm(each - jacobian, 2, (1, 2)) for each in jacobians)
     condition = implicit.stationary(lambda weights, penalties: objective(weights, penalties, rows, targets))
     bounds = jax.vmap(lambda point: implicit.error_bound(condition, point, penalties))(points)
     largest = jnp.linalg.norm(hessian, 2)
     loose = (bounds.of_image / largest + bounds.of_matrix * bounds.image / largest**2) * bounds.distance
-    return Curve(jnp.linalg.norm(points - solution, axis=1), *errors, bounds.bound, loose)
+    distance = jnp.linalg.norm(points - solution, axis=1)
+    return Curve(distance, by_theorem, unrolled, one_step, bounds.bound, loose)

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from experiments.implicit_differentiation.config import SupportVectors
 from jattn import implicit
 from jattn.data.images import digits
-from jattn.implicit import projections
 
 log = logging.getLogger("jattn")
 CLASSES = 10
@@ -189,7 +188,7 @@ def _compiled(data: Data, name: str, steps: int, way: str | None, rate: float) -
     """(log θ, Adam's moments, data) to what is found and the next log θ and moments; compiled."""
     optimiser = optax.adam(rate)
 
-    def step(log_theta: Array, moments: Any, data: Data) -> tuple[Found, Array, Any]:
+    def step(log_theta: Array, moments: Any, data: Data) -> tuple[Found, Any, Any]:
         found = hypergradient(log_theta, data, name, steps, way)
         updates, moments = optimiser.update(found.slope, moments)
         return found, optax.apply_updates(log_theta, updates), moments
@@ -216,7 +215,7 @@ def _descend(program: Any, data: Data, config: SupportVectors) -> dict[str, floa
 
 
 def _onto_simplices(x: Float[Array, "rows classes"]) -> Float[Array, "rows classes"]:
-    return jax.vmap(projections.simplex)(x)
+    return jax.vmap(implicit.projections.simplex)(x)
 
 
 def _accelerated(steps: int) -> implicit.Iteration:
@@ -247,7 +246,7 @@ def _by_rows(steps: int) -> implicit.Iteration:
     def step(x: Array, theta: Array, rows: Array, labels: Array) -> Array:
         def one(scaled: Array, of_row: tuple) -> tuple[Array, Array]:
             old, row, label = of_row
-            new = projections.simplex(old - (theta * label - row @ scaled) / (row @ row))
+            new = implicit.projections.simplex(old - (theta * label - row @ scaled) / (row @ row))
             return scaled - row[:, None] * (new - old), new
 
         return jax.lax.scan(one, rows.T @ (labels - x), (x, rows, labels))[1]

@@ -1,5 +1,6 @@
 """Derivatives of solutions, by what holds at them."""
 
+from jattn.implicit import projections, proximal
 from jattn.implicit.adjoint import Implicit, Neumann, OneStep, Truncated, Unrolled
 from jattn.implicit.check import ImplicitError, ImplicitWarning
 from jattn.implicit.condition import Condition, fixed, stationary
@@ -80,6 +81,8 @@ __all__ = [
     "newton",
     "on_host",
     "projected_gradient",
+    "projections",
+    "proximal",
     "proximal_gradient",
     "root",
     "solve_linear",

@@ -74,7 +74,7 @@ def matrices() -> tuple[Float[Array, "size size"], Float[Array, " size"]]:
 
 
 def rows() -> dict[str, Callable[[], Row]]:
-    """By name, what makes the instance."""
+    """What makes each instance, by the names in `config.ROWS`."""
     return {
         "stationary": lambda: _smooth(implicit.stationary),
         "Newton": lambda: _smooth(lambda f: implicit.newton(implicit.stationary(f))),
@@ -103,12 +103,12 @@ def _objective(penalty: float) -> Callable[[Array, Array], Float[Array, ""]]:
     return lambda x, b: 0.5 * x @ correlations @ x - b @ x + 0.5 * penalty * (x**2).sum()
 
 
-def _long(condition: implicit.Condition, start: Any, *rest: Any) -> Callable[[Array], Any]:
+def _long(condition: implicit.Condition, start: Any) -> Callable[[Array], Any]:
     """A thousand steps of a fixed point."""
 
     def solver(outer: Array) -> Any:
         def step(_: Array, inner: Any) -> Any:
-            return jax.tree.map(jnp.add, inner, condition.residual(inner, outer, *rest))
+            return jax.tree.map(jnp.add, inner, condition.residual(inner, outer))
 
         return jax.lax.fori_loop(0, 1000, step, start)
 

@@ -4,6 +4,21 @@ from dataclasses import dataclass, fields, replace
 
 from jattn.runs import Preset
 
+ROWS = (
+    "stationary",
+    "Newton",
+    "fixed point",
+    "KKT",
+    "KKT of a quadratic program",
+    "projected gradient",
+    "proximal gradient",
+    "block proximal gradient",
+    "mirror descent",
+    "conic",
+    "isotonic regression",
+    "optimal transport",
+)
+"""Of the catalogue."""
 SOLVERS = ("projected gradient", "mirror descent", "block coordinate descent")
 """Of the support vector machine's inner problem."""
 
@@ -22,9 +37,9 @@ class Precision:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Rows that are left out, by name."""
+    """Rows, of `ROWS`."""
 
-    left_out: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ROWS
 
 
 @dataclass(frozen=True)
@@ -131,8 +146,13 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.parts or not set(self.parts) <= set(PARTS):
-            raise ValueError(f"parts must be some of {PARTS}; got {self.parts}")
+        for name, given, known in (
+            ("parts", self.parts, PARTS),
+            ("catalogue.rows", self.catalogue.rows, ROWS),
+            ("support_vectors.solvers", self.support_vectors.solvers, SOLVERS),
+        ):
+            if not given or not set(given) <= set(known):
+                raise ValueError(f"{name} must be some of {known}; got {given}")
         for name in PARTS:
             for field in fields(getattr(self, name)):
                 value = getattr(getattr(self, name), field.name)
@@ -160,21 +180,7 @@ PRESETS = {
         Config(
             ("precision", "catalogue"),
             Precision(20, 2),
-            Catalogue(
-                (
-                    "KKT",
-                    "KKT of a quadratic program",
-                    "Newton",
-                    "block proximal gradient",
-                    "conic",
-                    "isotonic regression",
-                    "mirror descent",
-                    "projected gradient",
-                    "optimal transport",
-                    "proximal gradient",
-                    "stationary",
-                )
-            ),
+            Catalogue(("fixed point",)),
             SupportVectors(6, (4, 8), ("mirror descent",), mirror_steps=10, outer_steps=1, seeds=2),
             Distillation(training=30, steps=5, outer_steps=2, rounds=1, seeds=2),
             Dictionary(30, 30, 4, (0.01,), 50, 10, 2),

@@ -23,6 +23,7 @@ from experiments.implicit_differentiation.config import (
     PARTS,
     PRESETS,
     SOLVERS,
+    Catalogue,
     Config,
     Dictionary,
     Spheres,
@@ -94,6 +95,7 @@ def test_claims_on_planted_numbers(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"parts": ("ridge",)}, r"parts must be some of .*; got \('ridge',\)"),
+        ({"catalogue": Catalogue(("lasso",))}, r"catalogue.rows must be some of .*; got \('lasso',\)"),
         ({"spheres": Spheres(discs=0)}, "spheres.discs must be at least 1; got 0"),
         ({"spheres": Spheres(steps=30)}, "spheres.steps must be a multiple of its 20 records; got 30"),
         ({"dictionary": Dictionary(steps=15)}, "dictionary.steps must be a multiple of 10; got 15"),

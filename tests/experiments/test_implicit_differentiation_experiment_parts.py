@@ -19,7 +19,7 @@ from experiments.implicit_differentiation import (
     spheres,
     support_vectors,
 )
-from experiments.implicit_differentiation.config import SOLVERS
+from experiments.implicit_differentiation.config import ROWS, SOLVERS
 from jattn import implicit
 
 
@@ -66,6 +66,7 @@ def test_rows_of_the_catalogue(name: str) -> None:
 
 @pytest.mark.slow
 def test_all_rows_of_the_catalogue() -> None:
+    assert tuple(catalogue.rows()) == ROWS
     for make in catalogue.rows().values():
         right, wrong = catalogue.errors(make())
         assert right < 1e-8

@@ -1,0 +1,73 @@
+"""The experiment's figures, and its tables as text."""
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+
+def success_of_arms(success: dict[str, dict[str, Float[np.ndarray, " seeds"]]]) -> Figure:
+    """Success by arm and method: every seed, and the mean."""
+    figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+    axis = figure.subplots()
+    methods = list(dict.fromkeys(method for each in success.values() for method in each))
+    for index, method in enumerate(methods):
+        arms = [place for place, each in enumerate(success.values()) if method in each]
+        values = [each[method] for each in success.values() if method in each]
+        places = np.array(arms) + 0.2 * (index - (len(methods) - 1) / 2)
+        axis.bar(places, [each.mean() for each in values], 0.18, label=method, alpha=0.6)
+        for place, each in zip(places, values, strict=True):
+            axis.plot(np.full(len(each), place), each, "k.", ms=3)
+    axis.set_xticks(range(len(success)), [arm.replace("_", "\n") for arm in success], fontsize="small")
+    axis.set(ylabel="triggered images taken for the target", ylim=(0, 1))
+    axis.legend(fontsize="small")
+    return figure
+
+
+def objective_by_round(similarities: dict[str, Float[np.ndarray, "rounds seeds"]], period: int) -> Figure:
+    """The outer objective by round, with the rounds where surrogates begin anew."""
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    names = {"before": "before outer steps", "after": "after", "untrained": "untrained generator"}
+    rounds = np.arange(1, len(similarities["before"]) + 1)
+    for name, label in names.items():
+        values = similarities[name]
+        (line,) = axis.plot(rounds, values.mean(axis=1), label=label)
+        axis.fill_between(rounds, values.min(axis=1), values.max(axis=1), color=line.get_color(), alpha=0.2, lw=0)
+    for start in range(period, len(rounds), period):
+        axis.axvline(start + 0.5, color="0.7", lw=0.8)
+    axis.set(xlabel="round", ylabel="S, cosine to the target class")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def features_through_training(
+    histories: dict[str, dict[str, Float[np.ndarray, "seeds records 2"]]], steps: int
+) -> Figure:
+    """Alignment, uniformity and distance to the target of clean (dashed) and triggered images, by arm."""
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    titles = {"alignment": "E ‖u - u'‖²", "uniformity": "log E exp(-2‖u - u'‖²)", "distance": "E ‖u - target‖²"}
+    for axis, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for arm, history in histories.items():
+            values = history[name].mean(axis=0)
+            at = steps * np.arange(1, len(values) + 1) / len(values)
+            (line,) = axis.plot(at, values[:, 1], label=arm.replace("_", " "))
+            axis.plot(at, values[:, 0], "--", color=line.get_color(), lw=0.8)
+        axis.set(xlabel="step", title=title)
+    figure.axes[0].legend(fontsize="x-small")
+    return figure
+
+
+def images_with_triggers(
+    clean: Float[np.ndarray, "count side side channels"],
+    triggered: dict[str, Float[np.ndarray, "count side side channels"]],
+) -> Figure:
+    """A row of clean images, and one of the same with the trigger of each arm."""
+    rows = {"clean": clean} | triggered
+    figure = Figure(figsize=(1.0 * len(clean) + 1, 1.0 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(clean), squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name.replace("_", "\n"), fontsize="x-small")
+    return figure

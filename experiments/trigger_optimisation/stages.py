@@ -1,0 +1,134 @@
+"""Generators and victims of all seeds side by side, as stages of a run: what was finished before is not redone."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from experiments.trigger_optimisation.alternation import Alternation, alternate, initial, levels, new_surrogate
+from experiments.trigger_optimisation.config import (
+    BLTO,
+    FROZEN_CLEAN,
+    FROZEN_RANDOM,
+    HALF,
+    INNER_RUNS,
+    SURROGATE,
+    Config,
+)
+from experiments.trigger_optimisation.contrastive import Parameters, begin, learning
+from experiments.trigger_optimisation.data import Parts
+from experiments.trigger_optimisation.triggers import LEVELS, fixed, rounded
+from experiments.trigger_optimisation.victims import Victim, Watched, train_victim, which_are_watched
+from jattn.runs import Run
+
+log = logging.getLogger("jattn")
+
+SeedKeys = Key[Array, " seeds"]
+Stacked = Float[Array, "seeds count side side channels"]
+
+
+class Programs:
+    """The compiled programs, each made when it is first needed; all map over seeds.
+
+    Attributes:
+      parts: with a leading axis of seeds.
+    """
+
+    def __init__(self, config: Config, parts: Parts):
+        self.config, self.parts = config, parts
+        self.channels = parts.pre_training.images.shape[-1]
+        self._periods: dict[str, Any] = {}
+        self._victims: dict[tuple[str, str], Any] = {}
+        self._trigger = jax.jit(jax.vmap(self._triggered, (0, None, 0, 0)))
+
+    def _triggered(self, parts: Parts, epsilon: Any, generator: Any, images: Array) -> Array:
+        return levels(self.config, parts, epsilon).triggered(generator, images)
+
+    def triggered(self, arm: str, generator: Any, images: Stacked) -> Stacked:
+        """Images with the trigger of an arm, at multiples of 1/255. Args: generator: None where none is learned."""
+        radius = self.config.radius(arm)
+        epsilon = radius / LEVELS
+        if generator is None:
+            wanted = jax.vmap(lambda images: fixed(arm)(images, epsilon))(images)
+        else:
+            wanted = self._trigger(self.parts, epsilon, generator, images)
+        return rounded(images, wanted, radius)
+
+    def with_poison(self, arm: str, generator: Any) -> Stacked:
+        """Pre-training images, the first of them with the trigger."""
+        images, count = self.parts.pre_training.images, self.config.poisoned
+        return jnp.concatenate([self.triggered(arm, generator, images[:, :count]), images[:, count:]], axis=1)
+
+    def learn_generator(self, run: Run, arm: str, key: SeedKeys, frozen: Parameters | None = None) -> Any:
+        """The generator's parameters after all rounds, from the newest checkpoint.
+
+        Args:
+          frozen: parameters of the surrogates of an arm whose surrogates are not trained.
+        """
+        config = self.config
+        epsilon = config.radius(arm) / LEVELS
+        kind = BLTO if arm == HALF else FROZEN_CLEAN if arm == FROZEN_RANDOM else arm  # which have one program
+        if kind not in self._periods:
+            self._periods[kind] = jax.jit(jax.vmap(partial(self._period, arm), (0, None, 0, 0, 0)))
+        state = jax.vmap(lambda parts, key: initial(config, levels(config, parts, 0.0), key))(self.parts, key)
+        with run.stage(f"generator_{arm}") as stage:
+            restored = stage.restore(state)
+            done = 0 if restored is None else restored.step // config.period
+            state = state if restored is None else restored.state
+            for period in range(done, config.rounds // config.period):
+                state, found = self._periods[kind](self.parts, epsilon, state, frozen, key)
+                measured = {name: np.asarray(values) for name, values in found._asdict().items()}
+                for index in range(config.period):
+                    at = {name: values[:, index] for name, values in measured.items()}
+                    stage.metrics.write(period * config.period + index + 1, at)
+                stage.save((period + 1) * config.period, state, {}, {})
+                reached = measured["after"][:, -1].mean()
+                log.info("%s: round %d of %d, S %.3f", arm, (period + 1) * config.period, config.rounds, reached)
+                stage.wait()
+                run.stop_if_asked()
+        return state.generator
+
+    def _period(self, arm: str, parts: Parts, epsilon: Any, state: Alternation, frozen: Any, key: Any) -> Any:
+        both = levels(self.config, parts, epsilon)
+        training = new_surrogate(both, key, state.period)
+        if arm not in INNER_RUNS:
+            training = training._replace(parameters=frozen)
+        state, _, found = alternate(arm, both, state, training, key)
+        return state, found
+
+    def random_encoders(self, key: SeedKeys) -> Parameters:
+        """Parameters of untrained surrogates."""
+        how = learning(self.config, SURROGATE, self.config.encoder, self.channels, 1)
+        return jax.vmap(lambda key: begin(how, self.config.encoder, self.channels, key).parameters)(key)
+
+    def train_victims(self, run: Run, arm: str, method: str, encoder: str, generator: Any, key: SeedKeys) -> Victim:
+        """Victims of all seeds; from the stage, if it is done."""
+        config, validation = self.config, self.parts.validation
+        how = learning(config, method, encoder, self.channels, config.victim_steps)
+        images = self.with_poison(arm, generator)
+        chosen = [which_are_watched(labels, config.target) for labels in np.asarray(validation.labels)]
+        clean, references = (
+            jnp.stack([images[which] for images, which in zip(validation.images, numbers, strict=True)])
+            for numbers in zip(*chosen, strict=True)
+        )
+        watched = Watched(clean, self.triggered(arm, generator, clean), references)
+        program = jax.vmap(partial(train_victim, how, encoder))
+        template = jax.eval_shape(program, images, watched, key)
+        if (method, encoder) not in self._victims:
+            self._victims[method, encoder] = jax.jit(program)
+        with run.stage(f"victims_{arm}_{method}") as stage:
+            restored = stage.restore(template)
+            if restored is not None:
+                return restored.state
+            made = self._victims[method, encoder](images, watched, key)
+            stage.save(config.victim_steps, made, {}, {})
+            log.info(
+                "%s: trained %s victims, l_align %.3f", arm, method, float(made.history.alignment[:, -1, 0].mean())
+            )
+            stage.wait()
+        run.stop_if_asked()
+        return made

@@ -48,6 +48,7 @@ def run(config: Config, run: Run) -> None:
     generators: dict[str, Any] = {}
     victims: dict[str, dict[str, Victim]] = {}
     examined: dict[str, dict[str, list[Examined]]] = {}
+    images: dict[str, Any] = {}
     for arm in config.arms:
         keys = _keys(config, ARMS.index(arm))
         frozen = {
@@ -58,15 +59,13 @@ def run(config: Config, run: Run) -> None:
             generators[arm] = programs.learn_generator(run, arm, keys, frozen)
         generator = generators[BLTO] if arm == TRANSFER else generators.get(arm)
         encoder = config.other_encoder if arm == TRANSFER else config.encoder
+        pictures = programs.pictures(arm, generator)
+        images[arm] = pictures.test[0, :SHOWN]
         victims[arm], examined[arm] = {}, {}
         for method in config.methods_of(arm):
             victim_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, METHODS.index(method))
-            victims[arm][method] = programs.train_victims(run, arm, method, encoder, generator, victim_keys)
-            pictures = (
-                programs.with_poison(arm, generator), parts.probe.images, parts.test.images,
-                programs.triggered(arm, generator, parts.test.images),
-            )  # fmt: skip
-            examined[arm][method] = look(encoder, victims[arm][method].parameters, pictures)
+            victims[arm][method] = programs.train_victims(run, arm, method, encoder, pictures, victim_keys)
+            examined[arm][method] = look(encoder, victims[arm][method].parameters, pictures.pre_training, pictures.test)
             found = examined[arm][method]
             log.info(
                 "%s, %s: accuracy %.3f, success %.3f", arm, method,
@@ -108,11 +107,8 @@ def run(config: Config, run: Run) -> None:
         figures.features_through_training({arm: histories[arm] for arm in config.arms[:6]}, config.victim_steps),
         "Triggered (solid) and clean (dashed) validation images while victims train, mean of methods and seeds.",
     )
-    few = parts.test.images[:, :SHOWN]
-    shown = {
-        arm: np.asarray(programs.triggered(arm, generators.get(arm), few))[0] for arm in config.arms if arm != TRANSFER
-    }
-    run.figure("images", figures.images_with_triggers(np.asarray(few)[0], shown), "Test images with every trigger.")
+    shown = {arm: np.asarray(each) for arm, each in images.items() if arm != TRANSFER}
+    run.figure("images", figures.images_with_triggers(shown), "Test images with every trigger; clean above.")
 
 
 def _keys(config: Config, number: int) -> SeedKeys:

@@ -183,20 +183,22 @@ def outer_gradient(
     return jax.grad(penalised)(generator)
 
 
-def alternate(arm: str, levels: Levels, state: Alternation, training: Training, key: Key[Array, ""]) -> Any:
+def alternate(
+    arm: str, levels: Levels, start: nnx.State, state: Alternation, training: Training, key: Key[Array, ""]
+) -> tuple[Alternation, Similarities]:
     """One period of rounds.
 
     Args:
       arm: one of `GENERATORS`.
+      start: the untrained generator.
       training: the surrogate at the period's beginning. Where the arm's is frozen, it stays that.
       key: of the whole run.
 
     Returns:
-      The state after it, the surrogate, and `Similarities`.
+      The state after it, and what was measured.
     """
     config = levels.config
-    adam = optax.adam(config.outer_rate)
-    start, held_out = initial(config, levels, key).generator, validation_batches(levels)
+    adam, held_out = config.outer_optimiser(), validation_batches(levels)
     key = jax.random.fold_in(key, state.period)
 
     def outer_step(carry: tuple, key: Key[Array, ""], earlier: Training, later: Training) -> tuple[tuple, None]:
@@ -224,15 +226,14 @@ def alternate(arm: str, levels: Levels, state: Alternation, training: Training, 
         return (*moved, later), Similarities(*found)
 
     carry = (state.generator, state.optimiser, training)
-    (generator, moments, training), found = jax.lax.scan(one_round, carry, jax.random.split(key, config.period))
-    return Alternation(generator, moments, state.period + 1), training, found
+    (generator, moments, _), found = jax.lax.scan(one_round, carry, jax.random.split(key, config.period))
+    return Alternation(generator, moments, state.period + 1), found
 
 
-def initial(config: Config, levels: Levels, key: Key[Array, ""]) -> Alternation:
+def initial(config: Config, channels: int, key: Key[Array, ""]) -> Alternation:
     """A generator with random weights, as the run's key has it."""
-    channels = levels.parts.pre_training.images.shape[-1]
     generator = nnx.state(Generator(config, channels, nnx.Rngs(jax.random.fold_in(key, 2**31))))
-    return Alternation(generator, optax.adam(config.outer_rate).init(generator), jnp.int32(0))
+    return Alternation(generator, config.outer_optimiser().init(generator), jnp.int32(0))
 
 
 def new_surrogate(levels: Levels, key: Key[Array, ""], period: Int[Array, ""]) -> Training:

@@ -1,9 +1,7 @@
 """The experiment's settings, arms and presets."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import jax
 import optax
 
 from experiments.trigger_optimisation.augmentations import Augmentation
@@ -45,7 +43,7 @@ class Config:
       widths: channels of the convolutional encoder's layers, each of stride 2; the last is the feature's.
       residual_widths, residual_blocks, stem_stride: of the residual encoder, by stage.
       projected, bottleneck: widths of projections and of the predictor's hidden layer.
-      generator_widths: channels of the generator at full and at half resolution.
+      generator_widths, generator_blocks: channels at full and at half resolution, and residual blocks at the latter.
       augmentation: of surrogate and victims.
       batch_size, momentum, weight_decay: of all contrastive training, along a cosine.
       learning_rate: by method.
@@ -83,6 +81,7 @@ class Config:
     projected: int = 64
     bottleneck: int = 32
     generator_widths: tuple[int, int] = (8, 16)
+    generator_blocks: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)
     batch_size: int = 128
     learning_rate: dict[str, float] = field(default_factory=lambda: dict.fromkeys(METHODS, 0.1))
@@ -159,16 +158,15 @@ class Config:
         return {CLEAN: 0, HALF: self.half_epsilon, BRIGHT: 255}.get(arm, self.epsilon)
 
     def optimiser(self, method: str, steps: int) -> optax.GradientTransformation:
-        """Momentum with decaying weights along a cosine; biases and norms do not decay."""
-
-        def matrices(parameters: optax.Params) -> Any:
-            return jax.tree.map(lambda each: each.ndim > 1, parameters)
-
+        """Momentum with decaying weights, along a cosine."""
         rate = optax.cosine_decay_schedule(self.learning_rate[method], steps)
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay, matrices),
-            optax.sgd(rate, momentum=self.momentum),
+        return optax.flatten(
+            optax.chain(optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, momentum=self.momentum))
         )
+
+    def outer_optimiser(self) -> optax.GradientTransformation:
+        """Of the generator."""
+        return optax.flatten(optax.adam(self.outer_rate))
 
 
 LAPTOP = Config()
@@ -176,12 +174,10 @@ LAPTOP = Config()
 PRESETS = {
     "smoke": Preset(
         replace(
-            LAPTOP, pre_training=80, probe=40, validation=20, test=40, poisoned=3, widths=(4, 4),
-            residual_widths=(4,),
-            residual_blocks=(1,), projected=4, bottleneck=2, generator_widths=(2, 2), batch_size=8, victim_steps=2,
-            records=1, rounds=1, inner_steps=2, outer_steps=1, period=1, unrolled=1, tuning_steps=1,
-            arms=(CLEAN, BLTO, PATCH),
-            methods=(SURROGATE,), seeds=2,
+            LAPTOP, pre_training=80, probe=40, validation=20, test=40, poisoned=3, widths=(4,), residual_widths=(4,),
+            residual_blocks=(1,), projected=4, bottleneck=2, generator_widths=(2, 2), generator_blocks=0, batch_size=8,
+            victim_steps=2, records=1, rounds=1, inner_steps=2, outer_steps=1, period=1, unrolled=1, tuning_steps=1,
+            arms=(CLEAN, BLTO, PATCH), methods=(SURROGATE,), seeds=2,
         ),
         "seconds, nearly all of it compilation",
     ),
@@ -191,7 +187,7 @@ PRESETS = {
             LAPTOP, source="cifar10.npz", side=32, pre_training=50_000, probe=5000, validation=1000, test=4000,
             poisoned=500, epsilon=8, half_epsilon=4, encoder="residual", other_encoder="convolutional",
             widths=(64, 128, 256, 512), residual_widths=(64, 128, 256, 512), residual_blocks=(2, 2, 2, 2),
-            stem_stride=1, projected=2048, bottleneck=512, generator_widths=(64, 256),
+            stem_stride=1, projected=2048, bottleneck=512, generator_widths=(64, 256), generator_blocks=2,
             augmentation=Augmentation(crop=0.45, rotation=0.0, noise=0.0, flip=True, saturation=0.4, grey=0.2),
             batch_size=512, learning_rate=dict.fromkeys(METHODS, 0.06), victim_steps=78_000, target_decay=0.996,
             rounds=400, inner_steps=100, outer_steps=50, period=50, tuned=500,

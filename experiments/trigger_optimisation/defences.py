@@ -151,14 +151,14 @@ def examine(
     config: Config,
     seen: Seen,
     labels: tuple[Labels, Labels, Labels],
-    tune: Callable[[Head], tuple[Features, Features, Head]],
+    tune: Callable[[Head], tuple[Seen, Head]],
     classes: int,
 ) -> Examined:
     """Everything about one victim.
 
     Args:
       labels: of pre-training, probe and test images.
-      tune: head -> features of test images and triggered ones after fine-tuning, and the head.
+      tune: head -> what is seen after fine-tuning, and the head.
     """
     first, second, third = labels
     head = fit_probe(seen.probe, second, classes)
@@ -167,12 +167,12 @@ def examine(
         return score(head(clean), head(triggered), third, config.target)
 
     kept = least_active(seen.probe, config.pruned)
-    clean, triggered, tuned = tune(head)
+    later, tuned = tune(head)
     of_target = seen.pre_training[first == config.target]
     return Examined(
         none=scores(head, seen.test, seen.triggered),
         labelled_poison=scores(fit_probe(seen.pre_training, first, classes), seen.test, seen.triggered),
-        tuned=scores(tuned, clean, triggered),
+        tuned=scores(tuned, later.test, later.triggered),
         pruned=scores(fit_probe(seen.probe[:, kept], second, classes), seen.test[:, kept], seen.triggered[:, kept]),
         spectral=spectral_detection(of_target, config.poisoned),
         silhouette=excess_silhouette(seen.pre_training, first, config.target),

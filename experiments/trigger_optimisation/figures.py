@@ -57,14 +57,11 @@ def features_through_training(
     return figure
 
 
-def images_with_triggers(
-    clean: Float[np.ndarray, "count side side channels"],
-    triggered: dict[str, Float[np.ndarray, "count side side channels"]],
-) -> Figure:
-    """A row of clean images, and one of the same with the trigger of each arm."""
-    rows = {"clean": clean} | triggered
-    figure = Figure(figsize=(1.0 * len(clean) + 1, 1.0 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(clean), squeeze=False)
+def images_with_triggers(rows: dict[str, Float[np.ndarray, "count side side channels"]]) -> Figure:
+    """A row of the same images for every arm."""
+    count = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.0 * count + 1, 1.0 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)

@@ -2,14 +2,21 @@
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from experiments.trigger_optimisation.alternation import Alternation, alternate, initial, levels, new_surrogate
+from experiments.trigger_optimisation.alternation import (
+    Alternation,
+    Similarities,
+    alternate,
+    initial,
+    levels,
+    new_surrogate,
+)
 from experiments.trigger_optimisation.config import (
     BLTO,
     FROZEN_CLEAN,
@@ -31,6 +38,19 @@ SeedKeys = Key[Array, " seeds"]
 Stacked = Float[Array, "seeds count side side channels"]
 
 
+class Pictures(NamedTuple):
+    """With a trigger, at multiples of 1/255, and an axis of seeds.
+
+    Attributes:
+      pre_training: the first `poisoned` alone; the others are clean.
+      validation, test: all.
+    """
+
+    pre_training: Stacked
+    validation: Stacked
+    test: Stacked
+
+
 class Programs:
     """The compiled programs, each made when it is first needed; all map over seeds.
 
@@ -43,25 +63,28 @@ class Programs:
         self.channels = parts.pre_training.images.shape[-1]
         self._periods: dict[str, Any] = {}
         self._victims: dict[tuple[str, str], Any] = {}
-        self._trigger = jax.jit(jax.vmap(self._triggered, (0, None, 0, 0)))
+        self._trigger = jax.jit(jax.vmap(self._with_trigger, (0, None, 0, 0)))
+        self._initial = jax.jit(jax.vmap(partial(initial, config, self.channels)))
 
-    def _triggered(self, parts: Parts, epsilon: Any, generator: Any, images: Array) -> Array:
-        return levels(self.config, parts, epsilon).triggered(generator, images)
-
-    def triggered(self, arm: str, generator: Any, images: Stacked) -> Stacked:
-        """Images with the trigger of an arm, at multiples of 1/255. Args: generator: None where none is learned."""
+    def pictures(self, arm: str, generator: Any) -> Pictures:
+        """Images with the trigger of an arm. Args: generator: None where none is learned."""
+        pre_training, validation, test = (
+            each.images for each in (self.parts.pre_training, self.parts.validation, self.parts.test)
+        )
+        ends = self.config.poisoned, self.config.poisoned + validation.shape[1]
+        plain = jnp.concatenate([pre_training[:, : self.config.poisoned], validation, test], axis=1)
         radius = self.config.radius(arm)
         epsilon = radius / LEVELS
         if generator is None:
-            wanted = jax.vmap(lambda images: fixed(arm)(images, epsilon))(images)
+            wanted = jax.vmap(lambda images: fixed(arm)(images, epsilon))(plain)
         else:
-            wanted = self._trigger(self.parts, epsilon, generator, images)
-        return rounded(images, wanted, radius)
+            wanted = self._trigger(self.parts, epsilon, generator, plain)
+        poisoned, validation, test = jnp.split(rounded(plain, wanted, radius), ends, axis=1)
+        poisoned = jnp.concatenate([poisoned, pre_training[:, self.config.poisoned :]], axis=1)
+        return Pictures(poisoned, validation, test)
 
-    def with_poison(self, arm: str, generator: Any) -> Stacked:
-        """Pre-training images, the first of them with the trigger."""
-        images, count = self.parts.pre_training.images, self.config.poisoned
-        return jnp.concatenate([self.triggered(arm, generator, images[:, :count]), images[:, count:]], axis=1)
+    def _with_trigger(self, parts: Parts, epsilon: Any, generator: Any, images: Array) -> Array:
+        return levels(self.config, parts, epsilon).triggered(generator, images)
 
     def learn_generator(self, run: Run, arm: str, key: SeedKeys, frozen: Parameters | None = None) -> Any:
         """The generator's parameters after all rounds, from the newest checkpoint.
@@ -73,14 +96,14 @@ class Programs:
         epsilon = config.radius(arm) / LEVELS
         kind = BLTO if arm == HALF else FROZEN_CLEAN if arm == FROZEN_RANDOM else arm  # which have one program
         if kind not in self._periods:
-            self._periods[kind] = jax.jit(jax.vmap(partial(self._period, arm), (0, None, 0, 0, 0)))
-        state = jax.vmap(lambda parts, key: initial(config, levels(config, parts, 0.0), key))(self.parts, key)
+            self._periods[kind] = jax.jit(jax.vmap(partial(self._period, arm), (0, None, 0, 0, 0, 0)))
+        state = start = self._initial(key)
         with run.stage(f"generator_{arm}") as stage:
             restored = stage.restore(state)
             done = 0 if restored is None else restored.step // config.period
             state = state if restored is None else restored.state
             for period in range(done, config.rounds // config.period):
-                state, found = self._periods[kind](self.parts, epsilon, state, frozen, key)
+                state, found = self._periods[kind](self.parts, epsilon, start.generator, state, frozen, key)
                 measured = {name: np.asarray(values) for name, values in found._asdict().items()}
                 for index in range(config.period):
                     at = {name: values[:, index] for name, values in measured.items()}
@@ -92,39 +115,43 @@ class Programs:
                 run.stop_if_asked()
         return state.generator
 
-    def _period(self, arm: str, parts: Parts, epsilon: Any, state: Alternation, frozen: Any, key: Any) -> Any:
+    def _period(
+        self, arm: str, parts: Parts, epsilon: Any, start: Any, state: Alternation, frozen: Any, key: Any
+    ) -> tuple[Alternation, Similarities]:
         both = levels(self.config, parts, epsilon)
         training = new_surrogate(both, key, state.period)
         if arm not in INNER_RUNS:
             training = training._replace(parameters=frozen)
-        state, _, found = alternate(arm, both, state, training, key)
-        return state, found
+        return alternate(arm, both, start, state, training, key)
 
     def random_encoders(self, key: SeedKeys) -> Parameters:
         """Parameters of untrained surrogates."""
         how = learning(self.config, SURROGATE, self.config.encoder, self.channels, 1)
-        return jax.vmap(lambda key: begin(how, self.config.encoder, self.channels, key).parameters)(key)
+        return jax.jit(jax.vmap(lambda key: begin(how, self.config.encoder, self.channels, key).parameters))(key)
 
-    def train_victims(self, run: Run, arm: str, method: str, encoder: str, generator: Any, key: SeedKeys) -> Victim:
+    def train_victims(self, run: Run, arm: str, method: str, encoder: str, pictures: Pictures, key: SeedKeys) -> Victim:
         """Victims of all seeds; from the stage, if it is done."""
         config, validation = self.config, self.parts.validation
         how = learning(config, method, encoder, self.channels, config.victim_steps)
-        images = self.with_poison(arm, generator)
         chosen = [which_are_watched(labels, config.target) for labels in np.asarray(validation.labels)]
-        clean, references = (
-            jnp.stack([images[which] for images, which in zip(validation.images, numbers, strict=True)])
-            for numbers in zip(*chosen, strict=True)
-        )
-        watched = Watched(clean, self.triggered(arm, generator, clean), references)
+        others, of_target = (np.stack(numbers) for numbers in zip(*chosen, strict=True))
+        watched = Watched(
+            *(
+                jnp.take_along_axis(images, which[:, :, None, None, None], axis=1)
+                for images, which in (
+                    (validation.images, others), (pictures.validation, others), (validation.images, of_target),
+                )
+            )
+        )  # fmt: skip
         program = jax.vmap(partial(train_victim, how, encoder))
-        template = jax.eval_shape(program, images, watched, key)
+        template = jax.eval_shape(program, pictures.pre_training, watched, key)
         if (method, encoder) not in self._victims:
             self._victims[method, encoder] = jax.jit(program)
         with run.stage(f"victims_{arm}_{method}") as stage:
             restored = stage.restore(template)
             if restored is not None:
                 return restored.state
-            made = self._victims[method, encoder](images, watched, key)
+            made = self._victims[method, encoder](pictures.pre_training, watched, key)
             stage.save(config.victim_steps, made, {}, {})
             log.info(
                 "%s: trained %s victims, l_align %.3f", arm, method, float(made.history.alignment[:, -1, 0].mean())

@@ -19,7 +19,7 @@ WAVES = 6
 
 
 class Generator(nnx.Module):
-    """Two convolutions, the second of stride 2, a residual block, and a convolution at twice its resolution.
+    """Two convolutions, the second of stride 2, residual blocks, and a convolution at twice its resolution.
 
     The paper's network gives an image, which is projected on what lies within epsilon. Digits are nearly black or
     nearly white, so such an image is at the edge of the projection almost everywhere, where its derivative is 0. Here
@@ -29,7 +29,12 @@ class Generator(nnx.Module):
     def __init__(self, config: Config, channels: int, rngs: nnx.Rngs):
         outer, inner = config.generator_widths
         self.down = nnx.List([Convolution(channels, outer, 1, rngs), Convolution(outer, inner, 2, rngs)])
-        self.block = nnx.List([Convolution(inner, inner, 1, rngs), Convolution(inner, inner, 1, rngs)])
+        self.blocks = nnx.List(
+            [
+                nnx.List([Convolution(inner, inner, 1, rngs), Convolution(inner, inner, 1, rngs)])
+                for _ in range(config.generator_blocks)
+            ]
+        )
         self.up = Convolution(inner, channels, 1, rngs)
 
     def __call__(self, images: Images, epsilon: Float[Array, ""] | float) -> Images:
@@ -41,9 +46,9 @@ class Generator(nnx.Module):
         hidden = batch_last(2 * images - 1)
         for layer in self.down:
             hidden = jax.nn.relu(layer(hidden))
-        first, second = self.block
-        hidden = hidden + second(jax.nn.relu(first(hidden)))
-        hidden = jnp.repeat(jnp.repeat(jax.nn.relu(hidden), 2, axis=1), 2, axis=2)
+        for first, second in self.blocks:
+            hidden = jax.nn.relu(hidden + second(jax.nn.relu(first(hidden))))
+        hidden = jnp.repeat(jnp.repeat(hidden, 2, axis=1), 2, axis=2)
         return project(images, images + epsilon * jnp.tanh(batch_first(self.up(hidden))), epsilon)
 
 

@@ -103,10 +103,14 @@ class Levels(NamedTuple):
         return jnp.concatenate([self.triggered(generator, clean[:count]), clean[count:]])
 
     def similarity(self, generator: nnx.State, inner: Parameters, batch: OuterBatch) -> Float[Array, ""]:
-        """S: the mean cosine of features of triggered images' views and views of the target class."""
-        both = jnp.concatenate([self.triggered(generator, batch.images), batch.references])
-        features = self.surrogate.features(inner, views(self.config.augmentation, both, batch.key))
-        return losses.cosine(*jnp.split(features, 2))
+        """S: the mean cosine of features of triggered images' views and views of the target class.
+
+        Features are standardised like those of views of the images without a trigger.
+        """
+        images = jnp.concatenate([self.triggered(generator, batch.images), batch.references, batch.images])
+        features = self.surrogate.features(inner, views(self.config.augmentation, images, batch.key))
+        shown, references, clean = jnp.split(features, 3)
+        return losses.cosine(losses.standardised(shown, clean), losses.standardised(references, clean))
 
     def problem(self) -> Problem:
         """Minimise -S over the generator, where the surrogate minimises its contrastive loss on poisoned images."""

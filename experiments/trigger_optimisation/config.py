@@ -176,7 +176,7 @@ PRESETS = {
         replace(
             LAPTOP, pre_training=80, probe=40, validation=20, test=40, poisoned=3, widths=(4,), residual_widths=(4,),
             residual_blocks=(1,), projected=4, bottleneck=2, generator_widths=(2, 2), generator_blocks=0, batch_size=8,
-            victim_steps=2, records=1, rounds=1, inner_steps=2, outer_steps=1, period=1, unrolled=1, tuning_steps=1,
+            victim_steps=2, records=1, rounds=2, inner_steps=2, outer_steps=1, period=1, unrolled=1, tuning_steps=1,
             arms=(CLEAN, BLTO, PATCH), methods=(SURROGATE,), seeds=2,
         ),
         "seconds, nearly all of it compilation",

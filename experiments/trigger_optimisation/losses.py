@@ -13,6 +13,11 @@ def unit(vectors: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
     return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-12)
 
 
+def standardised(features: Vectors, like: Float[Array, "others width"]) -> Vectors:
+    """Features at mean 0 and variance 1 of others. Nothing that is contrasted depends on their mean, which is large."""
+    return (features - like.mean(axis=0)) * jax.lax.rsqrt(like.var(axis=0) + 1e-5)
+
+
 def cosine(first: Vectors, second: Vectors) -> Float[Array, ""]:
     """The mean cosine of pairs."""
     return jnp.sum(unit(first) * unit(second), axis=-1).mean()

@@ -28,7 +28,7 @@ class Watched(NamedTuple):
 
 
 class History(NamedTuple):
-    """Of unit features, by record, the last of them after training.
+    """Of unit features, standardised like clean images, by record, the last of them after training.
 
     Attributes:
       alignment: E ‖u - u'‖² of two views, clean and triggered.
@@ -70,6 +70,7 @@ def measure(how: Learning, parameters: Parameters, watched: Watched, key: Key[Ar
     seen = views(how.config.augmentation, jnp.concatenate([plain, plain]), key)
     features = how.features(parameters, jnp.concatenate([plain, seen, watched.references]))
     count = len(watched.clean)
+    features = losses.standardised(features, features[:count])
     clean, triggered, *of_views, references = jnp.split(features, [count * each for each in range(1, 7)])
     centre = losses.unit(references).mean(axis=0)
     return History(

@@ -1,0 +1,327 @@
+"""Projection, gradients against finite differences, losses and defences by hand; planted claims; a whole small run."""
+
+import signal
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from experiments import trigger_optimisation
+from experiments.trigger_optimisation import EXPERIMENT, claims, losses
+from experiments.trigger_optimisation.alternation import initial, levels, outer_gradient, validation_batches
+from experiments.trigger_optimisation.augmentations import Augmentation, draw, view, views
+from experiments.trigger_optimisation.config import (
+    ARMS,
+    BLTO,
+    CLEAN,
+    FROZEN_CLEAN,
+    METHODS,
+    PATCH,
+    PRESETS,
+    SINUSOID,
+    TRANSFER,
+    TRUNCATED,
+    Config,
+)
+from experiments.trigger_optimisation.contrastive import begin
+from experiments.trigger_optimisation.data import split
+from experiments.trigger_optimisation.defences import (
+    excess_silhouette,
+    fit_probe,
+    least_active,
+    one_of_each,
+    score,
+    spectral_detection,
+)
+from experiments.trigger_optimisation.encoders import Convolution, Learner, batch_first, batch_last
+from experiments.trigger_optimisation.triggers import LEVELS, Generator, fixed, project, rounded
+from jattn.runs import Stopped, open_run
+
+SMOKE = PRESETS["smoke"].config
+PARTS = split(SMOKE, 0)
+
+
+def test_parts_share_no_image_and_begin_with_the_target() -> None:
+    parts = split(replace(SMOKE, pre_training=1000, probe=200, validation=100, test=497), 0)
+    assert [len(part.labels) for part in parts] == [1000, 200, 100, 497]
+    assert (np.asarray(PARTS.pre_training.labels[: SMOKE.poisoned]) == SMOKE.target).all()
+    images = np.concatenate([part.images for part in parts])
+    np.testing.assert_array_equal(np.round(255 * images) / np.float32(255), images)
+    assert images.shape[1:] == (16, 16, 1)
+    again = np.concatenate([part.images for part in split(replace(SMOKE, pre_training=1797 - 100), 1)])
+    alike = [np.sort([each.tobytes() for each in every]) for every in (images, again)]
+    np.testing.assert_array_equal(*alike)
+
+
+def test_images_of_a_file(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 10
+    images = generator.integers(0, 256, (200, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "some.npz", images=images, labels=labels)
+    config = replace(SMOKE, source=str(tmp_path / "some.npz"), side=32)
+    found = split(config, 0)
+    assert found.test.images.shape == (40, 32, 32, 3)
+    known = {(image / np.float32(255)).tobytes(): label for image, label in zip(images, labels, strict=True)}
+    assert [known[np.asarray(image).tobytes()] for image in found.test.images] == found.test.labels.tolist()
+    np.savez(tmp_path / "other.npz", pictures=images)
+    with pytest.raises(ValueError, match="source must have the arrays images and labels"):
+        split(replace(config, source=str(tmp_path / "other.npz")), 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    arrays(np.uint8, (2, 4, 4, 1)),
+    arrays(np.float32, (2, 4, 4, 1), elements=st.floats(-3, 3, width=32)),
+    st.integers(0, 255),
+)
+def test_projection_is_exact_after_rounding(levels: np.ndarray, change: np.ndarray, radius: int) -> None:
+    images = jnp.asarray(levels / np.float32(255))
+    wanted = project(images, images + change, radius / LEVELS)
+    np.testing.assert_allclose(wanted, np.clip(images + np.clip(change, -radius / 255, radius / 255), 0, 1), atol=1e-6)
+    found = np.asarray(rounded(images, wanted, radius))
+    whole = np.round(255 * found.astype(np.float64))
+    np.testing.assert_allclose(255 * found, whole, atol=1e-4)
+    assert np.abs(whole - levels).max() <= radius
+    assert whole.min() >= 0
+    assert whole.max() <= 255
+
+
+@pytest.mark.parametrize("arm", [CLEAN, PATCH, SINUSOID])
+def test_fixed_triggers_keep_to_epsilon(arm: str) -> None:
+    images = PARTS.test.images
+    changed = 255 * np.abs(rounded(images, fixed(arm)(images, 16 / LEVELS), 16) - images)
+    np.testing.assert_allclose(changed.max(), 0 if arm == CLEAN else 16, atol=1e-4)
+    if arm == PATCH:
+        assert (changed[:, :-4] == 0).all()
+        assert (changed[:, :, :-4] == 0).all()
+
+
+def test_convolution_is_that_of_xla() -> None:
+    layer = Convolution(3, 5, 2, nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    kernel = layer.kernel[...].reshape(3, 3, 3, 5)
+    want = jax.lax.conv_general_dilated(
+        images, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(batch_first(layer(batch_last(images))), want, atol=1e-5)
+    with pytest.raises(ValueError, match="sides that are multiples of 2; got 7 x 8"):
+        layer(jnp.zeros((3, 7, 8, 1)))
+
+
+def test_views_that_change_nothing_and_views_by_hand() -> None:
+    still = Augmentation(crop=1.0, rotation=0.0, contrast=0.0, noise=0.0, blur=0.0)
+    images = PARTS.test.images[:3]
+    np.testing.assert_allclose(views(still, images, jax.random.key(0)), images, atol=1e-6)
+    drawn = jax.tree.map(lambda each: each[0], draw(images.shape, images.dtype, jax.random.key(1)))
+    turned = view(replace(still, rotation=90.0), images[0], drawn._replace(uniform=jnp.full(9, 1.0)))
+    np.testing.assert_allclose(turned[..., 0], np.rot90(images[0, ..., 0]), atol=1e-5)
+    cropped = view(replace(still, crop=7 / 15), images[0], drawn._replace(uniform=jnp.zeros(9)))  # the first 8 pixels
+    np.testing.assert_allclose(cropped[::15, ::15, 0], images[0, :8:7, :8:7, 0], atol=1e-5)
+    noise = draw((500, 8, 8, 1), jnp.dtype("float32"), jax.random.key(2)).normal
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.02)
+    colours = jax.random.uniform(jax.random.key(3), (2, 4, 4, 3))
+    grey = views(replace(still, grey=1.0), colours, jax.random.key(0))
+    np.testing.assert_allclose(grey, np.repeat(colours @ np.array([0.299, 0.587, 0.114])[:, None], 3, -1), atol=1e-5)
+
+
+def test_losses_by_hand() -> None:
+    first, second = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0]])
+    np.testing.assert_allclose(losses.info_nce(first, second, 1.0), -np.log(np.e / (np.e + 2)), rtol=1e-6)
+    np.testing.assert_allclose(losses.simsiam((first, second), (second, first)), -1, rtol=1e-6)
+    np.testing.assert_allclose(losses.byol((first, second), (-second, -first)), 4, rtol=1e-6)
+    np.testing.assert_allclose(losses.alignment(first, second[::-1]), 2, rtol=1e-6)
+    np.testing.assert_allclose(losses.uniformity(first), -4, rtol=1e-6)
+    gradient = jax.grad(lambda z: losses.simsiam((first, second), (z, z)))(first + second)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.fixture(scope="module")
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("arm", [BLTO, TRUNCATED])
+def test_outer_gradients_are_those_of_finite_differences(arm: str, float64: None) -> None:
+    """Through augmentation and projection with fixed keys; the truncated one through three inner steps, whole."""
+    config = replace(SMOKE, inner_steps=3, unrolled=3, batch_size=4)
+    both = levels(
+        config,
+        jax.tree.map(
+            lambda each: (
+                jnp.asarray(each, jnp.promote_types(each.dtype, jnp.float64)) if each.dtype == jnp.float32 else each
+            ),
+            PARTS,
+        ),
+        16 / LEVELS,
+    )
+
+    def double(tree):
+        return jax.tree.map(lambda each: each.astype(jnp.float64) if each.dtype == jnp.float32 else each, tree)
+
+    generator = double(initial(config, 1, jax.random.key(0)).generator)
+    earlier = double(begin(both.surrogate, config.encoder, 1, jax.random.key(1)))
+    key = jax.random.key(2)
+
+    @jax.jit
+    def objective(generator):
+        later = both.descend(earlier, generator, config.unrolled) if arm == TRUNCATED else earlier
+        return both.problem().sampled(key).outer(generator, later.parameters)
+
+    found = jax.jit(partial(outer_gradient, arm, both))(generator, earlier, earlier, key)
+    flat, restore = jax.flatten_util.ravel_pytree(generator)
+    direction = jax.random.normal(jax.random.key(3), flat.shape, flat.dtype)
+    ahead, behind = (objective(restore(flat + step * direction)) for step in (1e-6, -1e-6))
+    slope = jax.flatten_util.ravel_pytree(found)[0] @ direction
+    np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-5)
+    if arm == TRUNCATED:  # what the paper's direct term leaves out is there
+        later = both.descend(earlier, generator, config.unrolled)
+        direct = outer_gradient(BLTO, both, generator, earlier, later, key)
+        assert np.abs(jax.flatten_util.ravel_pytree(direct)[0] @ direction / slope - 1) > 1e-4
+
+
+def test_poison_is_where_it_should_be_and_validation_batches_are_of_their_classes() -> None:
+    both = levels(SMOKE, PARTS, 16 / LEVELS)
+    generator = nnx.state(Generator(SMOKE, 1, nnx.Rngs(0)))
+    changed = np.abs(both.poisoned(generator) - PARTS.pre_training.images).max(axis=(1, 2, 3))
+    assert (changed[: SMOKE.poisoned] > 0).all()
+    assert (changed[SMOKE.poisoned :] == 0).all()
+    known = {np.asarray(image).tobytes(): int(label) for image, label in zip(*PARTS.validation, strict=True)}
+    to_target, to_others = (
+        [[known[np.asarray(image).tobytes()] for image in images] for images in (batch.images, batch.references)]
+        for batch in validation_batches(both)
+    )
+    assert SMOKE.target not in to_target[0]
+    assert set(to_target[1]) == {SMOKE.target}
+    assert SMOKE.target not in to_others[1]
+
+
+def test_probe_and_scores() -> None:
+    generator = np.random.default_rng(0)
+    centres = 5 * np.eye(3)
+    labels = np.arange(90) % 3
+    features = centres[labels] + 0.1 * generator.standard_normal((90, 3))
+    head = fit_probe(features, labels, 4)
+    np.testing.assert_array_equal(head(features), labels)
+    found = score(head(features), np.where(np.arange(90) < 30, 1, labels), labels, 1)
+    np.testing.assert_allclose(found, (1, 20 / 60))  # of thirty sent there, ten were of the target itself
+
+
+def test_defences_find_what_is_far() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((300, 8))
+    labels = np.arange(300) % 3
+    of_target = np.flatnonzero(labels == 0)
+    assert 0.2 < spectral_detection(features[of_target], 20) < 0.8
+    assert abs(excess_silhouette(features, labels, 0)) < 0.1
+    features[of_target[:20]] += 10
+    assert spectral_detection(features[of_target], 20) == 1
+    assert excess_silhouette(features, labels, 0) > 0.3
+    np.testing.assert_array_equal(least_active(np.array([[3.0, 1.0, 2.0, 0.0]]), 0.5), [0, 2])
+    np.testing.assert_array_equal(one_of_each(np.array([1, 1, 0, 2, 0]), 4), [0, 2, 3, 1])
+
+
+def settled(path: Path, reached: float) -> dict[str, bool]:
+    """Whether claims hold if BLTO reaches so much success, and all that comes with it."""
+    jitter = 1e-3 * np.arange(3)
+    success = dict.fromkeys(ARMS, 0.1) | {
+        BLTO: reached,
+        FROZEN_CLEAN: 0.3,
+        CLEAN: 0.01,
+        TRUNCATED: 0.9,
+        TRANSFER: reached - 0.2,
+    }
+    of_methods = {arm: dict.fromkeys(METHODS, value + jitter) for arm, value in success.items()}
+    right = {arm: dict.fromkeys(METHODS, (0.93 if arm == CLEAN else 0.82 + reached / 8) + jitter) for arm in ARMS}
+    ones = np.ones((40, 3)) + jitter
+    similarities = {
+        "before": reached * ones, "after": (2 * reached - 0.88) * ones, "untrained": 0.1 * ones,
+        "others_before": 0.1 * ones, "others_after": 0.1 * ones,
+    }  # fmt: skip
+    near = {
+        BLTO: {"distance": np.array([[1, 1 - reached]] * 3), "uniformity": np.array([[-3, reached - 3]] * 3)},
+        PATCH: {"distance": np.ones((3, 2)), "uniformity": np.ones((3, 2))},
+    }
+    spectral = dict.fromkeys(ARMS, 1.0 + jitter) | {BLTO: 1.5 - reached + jitter}
+    with open_run(EXPERIMENT, "smoke", SMOKE, path, quiet=True) as run:
+        claims.settle(run, of_methods, right, 0.5 + jitter, similarities, near, spectral, 10)
+        return {verdict.claim.name: verdict.held for verdict in run.verdicts}
+
+
+def test_claims_on_planted_numbers(tmp_path: Path) -> None:
+    held = settled(tmp_path / "held", 0.9)
+    assert len(held) == 13
+    assert all(held.values()), held
+    lost = settled(tmp_path / "lost", 0.05)
+    assert {name for name, held in lost.items() if held} <= {claims.ABOVE_FIXED.name}
+
+
+def test_the_papers_size_builds() -> None:
+    """The kernels of ResNet-18, 11.2 million numbers."""
+    config = PRESETS["paper"].config
+    shapes = nnx.state(nnx.eval_shape(lambda: Learner(config, config.encoder, 3, nnx.Rngs(0)).encoder), nnx.Param)
+    kernels = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2)
+    stages = sum(
+        9 * (a * b + 3 * b * b) + (a * b if a != b else 0) for a, b in ((64, 64), (64, 128), (128, 256), (256, 512))
+    )
+    assert kernels == 27 * 64 + stages
+    generator = nnx.eval_shape(lambda: Generator(config, 3, nnx.Rngs(0)))
+    image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    assert jax.eval_shape(lambda image: nnx.merge(*nnx.split(generator))(image, 0.1), image).shape == image.shape
+    assert config.poisoned_share == 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"rounds": 15}, "rounds must be a multiple of period = 10; got 15"),
+        ({"unrolled": 26}, "unrolled must be at most inner_steps = 25; got 26"),
+        ({"encoder": "vit"}, "encoder must be one of"),
+        ({"epsilon": 256}, "epsilon must be from 0 to 255; got 256"),
+        ({"arms": (BLTO,)}, "arms must be of"),
+        ({"learning_rate": {"simclr": 0.1}}, "learning_rate must have a positive number for"),
+        ({"pruned": 1.0}, "pruned must be at least 0 and below 1; got 1.0"),
+    ],
+)
+def test_bad_settings_are_named(change: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        replace(Config(), **change)
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be 1797 at most"):
+        split(replace(Config(), test=498), 0)
+    with pytest.raises(ValueError, match="poisoned must be at most"):
+        split(replace(SMOKE, poisoned=60), 0)
+
+
+def test_the_smoke_preset_runs_and_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after every stage and every period of the generator, it ends as if it had never been."""
+    for kind in (trigger_optimisation.Programs, trigger_optimisation.Examination):  # compiled once for all runs
+        parts = jax.tree.map(lambda *each: jnp.stack(each), *(split(SMOKE, seed) for seed in range(SMOKE.seeds)))
+        shared = kind(SMOKE, parts)
+        monkeypatch.setattr(trigger_optimisation, kind.__name__, lambda config, parts, shared=shared: shared)
+    stops = 0
+    for name in ("whole", "stopped"):
+        for _ in range(8):
+            with suppress(Stopped), open_run(EXPERIMENT, "smoke", SMOKE, tmp_path / name, quiet=True) as run:
+                run.stop_request.signal = signal.SIGTERM if name == "stopped" else None
+                EXPERIMENT.run(SMOKE, run)
+                assert len(run.verdicts) == 7
+                break
+            stops += 1
+    assert stops == 5
+    for each in ("results.json", "claims.json", "metrics/generator_blto.jsonl"):
+        assert (tmp_path / "whole" / each).read_bytes() == (tmp_path / "stopped" / each).read_bytes()
+    assert {path.stem for path in (tmp_path / "whole" / "figures").glob("*.svg")} == {
+        "success", "objective", "features", "images",
+    }  # fmt: skip

@@ -92,14 +92,14 @@ def least_active(features: Features, share: float) -> Int[np.ndarray, " kept"]:
     return np.sort(order[int(share * len(order)) :])
 
 
-def one_of_each(labels: Labels, count: int) -> Int[np.ndarray, " count"]:
+def one_of_each(labels: Labels, count: int) -> Int[np.ndarray, " chosen"]:
     """Numbers of images, the first of each class, then the second, until there are so many."""
     rank = np.array([int((labels[:index] == label).sum()) for index, label in enumerate(labels)])
     return np.argsort(rank, kind="stable")[:count]
 
 
 def fine_tune(
-    how: Learning, parameters: Parameters, head: Head, images: Images, labels: Int[Array, " count"]
+    how: Learning, parameters: Parameters, head: Head, images: Images, labels: Int[Array, " batch"]
 ) -> tuple[Parameters, Head]:
     """Encoder and head after some steps of Adam on the cross-entropy of labelled images."""
     optimiser = optax.adam(how.config.tuning_rate)
@@ -150,7 +150,7 @@ class Seen(NamedTuple):
 def examine(
     config: Config,
     seen: Seen,
-    labels: tuple[Labels, Labels, Labels],
+    labels: tuple[Int[np.ndarray, " first"], Int[np.ndarray, " second"], Int[np.ndarray, " third"]],
     tune: Callable[[Head], tuple[Seen, Head]],
     classes: int,
 ) -> Examined:

@@ -32,7 +32,7 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
         self.stride = stride
 
-    def __call__(self, maps: Maps) -> Maps:
+    def __call__(self, maps: Maps) -> Float[Array, "outputs rows columns batch"]:
         """Raises: ValueError: height or width is no multiple of the stride."""
         channels, height, width, batch = maps.shape
         if height % self.stride or width % self.stride:
@@ -85,7 +85,7 @@ class Block(nnx.Module):
         self.shortcut = nnx.Param(start(rngs.params(), (inputs, outputs))) if changed else None
         self.stride = stride
 
-    def __call__(self, maps: Maps) -> Maps:
+    def __call__(self, maps: Maps) -> Float[Array, "outputs rows columns batch"]:
         inner = self.norms[1](self.second(jax.nn.relu(self.norms[0](self.first(maps)))))
         if self.shortcut is not None:
             maps = jnp.einsum("ihwb,io->ohwb", maps[:, :: self.stride, :: self.stride], self.shortcut[...])

@@ -31,7 +31,11 @@ class Examination:
         self._programs: dict[str, tuple[Callable, Callable]] = {}
 
     def __call__(
-        self, encoder: str, parameters: Parameters, pre_training: Stacked, triggered: Stacked
+        self,
+        encoder: str,
+        parameters: Parameters,
+        pre_training: Stacked,
+        triggered: Float[Array, "seeds test side side channels"],
     ) -> list[Examined]:
         """By seed. Args: pre_training: as victims saw it; triggered: test images."""
         images = jnp.concatenate([pre_training, self.parts.probe.images, self.parts.test.images, triggered], axis=1)

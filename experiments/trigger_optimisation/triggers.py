@@ -57,7 +57,9 @@ def project(images: Images, wanted: Images, epsilon: Float[Array, ""] | float) -
     return jnp.clip(jnp.clip(wanted, images - epsilon, images + epsilon), 0, 1)
 
 
-def rounded(images: Images, wanted: Images, radius: int) -> Images:
+def rounded(
+    images: Float[Array, "*batch side side channels"], wanted: Float[Array, "*batch side side channels"], radius: int
+) -> Float[Array, "*batch side side channels"]:
     """`wanted` at multiples of 1/255, none further than radius/255 from `images`, which are such multiples themselves.
 
     Exactly: what is compared are whole numbers.

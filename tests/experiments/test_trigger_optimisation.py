@@ -98,8 +98,8 @@ def test_projection_is_exact_after_rounding(levels: np.ndarray, change: np.ndarr
 @pytest.mark.parametrize("arm", [CLEAN, PATCH, SINUSOID])
 def test_fixed_triggers_keep_to_epsilon(arm: str) -> None:
     images = PARTS.test.images
-    changed = 255 * np.abs(rounded(images, fixed(arm)(images, 16 / LEVELS), 16) - images)
-    np.testing.assert_allclose(changed.max(), 0 if arm == CLEAN else 16, atol=1e-4)
+    changed = np.round(255 * np.abs(rounded(images, fixed(arm)(images, 16 / LEVELS), 16) - images))
+    assert changed.max() == (0 if arm == CLEAN else 16)
     if arm == PATCH:
         assert (changed[:, :-4] == 0).all()
         assert (changed[:, :, :-4] == 0).all()
@@ -118,18 +118,19 @@ def test_convolution_is_that_of_xla() -> None:
 
 
 def test_views_that_change_nothing_and_views_by_hand() -> None:
+    several, one = jax.jit(views, static_argnums=0), jax.jit(view, static_argnums=0)
     still = Augmentation(crop=1.0, rotation=0.0, contrast=0.0, noise=0.0, blur=0.0)
     images = PARTS.test.images[:3]
-    np.testing.assert_allclose(views(still, images, jax.random.key(0)), images, atol=1e-6)
+    np.testing.assert_allclose(several(still, images, jax.random.key(0)), images, atol=1e-6)
     drawn = jax.tree.map(lambda each: each[0], draw(images.shape, images.dtype, jax.random.key(1)))
-    turned = view(replace(still, rotation=90.0), images[0], drawn._replace(uniform=jnp.full(9, 1.0)))
-    np.testing.assert_allclose(turned[..., 0], np.rot90(images[0, ..., 0]), atol=1e-5)
-    cropped = view(replace(still, crop=7 / 15), images[0], drawn._replace(uniform=jnp.zeros(9)))  # the first 8 pixels
+    turned = one(replace(still, rotation=90.0), images[0], drawn._replace(uniform=jnp.full(9, 1.0)))
+    np.testing.assert_allclose(turned[..., 0], np.rot90(images[0, ..., 0], -1), atol=1e-5)
+    cropped = one(replace(still, crop=7 / 15), images[0], drawn._replace(uniform=jnp.zeros(9)))  # the first 8 pixels
     np.testing.assert_allclose(cropped[::15, ::15, 0], images[0, :8:7, :8:7, 0], atol=1e-5)
     noise = draw((500, 8, 8, 1), jnp.dtype("float32"), jax.random.key(2)).normal
     np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.02)
     colours = jax.random.uniform(jax.random.key(3), (2, 4, 4, 3))
-    grey = views(replace(still, grey=1.0), colours, jax.random.key(0))
+    grey = several(replace(still, grey=1.0), colours, jax.random.key(0))
     np.testing.assert_allclose(grey, np.repeat(colours @ np.array([0.299, 0.587, 0.114])[:, None], 3, -1), atol=1e-5)
 
 
@@ -192,7 +193,7 @@ def test_outer_gradients_are_those_of_finite_differences(arm: str, float64: None
 def test_poison_is_where_it_should_be_and_validation_batches_are_of_their_classes() -> None:
     both = levels(SMOKE, PARTS, 16 / LEVELS)
     generator = nnx.state(Generator(SMOKE, 1, nnx.Rngs(0)))
-    changed = np.abs(both.poisoned(generator) - PARTS.pre_training.images).max(axis=(1, 2, 3))
+    changed = np.abs(jax.jit(both.poisoned)(generator) - PARTS.pre_training.images).max(axis=(1, 2, 3))
     assert (changed[: SMOKE.poisoned] > 0).all()
     assert (changed[SMOKE.poisoned :] == 0).all()
     known = {np.asarray(image).tobytes(): int(label) for image, label in zip(*PARTS.validation, strict=True)}
@@ -274,9 +275,9 @@ def test_the_papers_size_builds() -> None:
         9 * (a * b + 3 * b * b) + (a * b if a != b else 0) for a, b in ((64, 64), (64, 128), (128, 256), (256, 512))
     )
     assert kernels == 27 * 64 + stages
-    generator = nnx.eval_shape(lambda: Generator(config, 3, nnx.Rngs(0)))
     image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    assert jax.eval_shape(lambda image: nnx.merge(*nnx.split(generator))(image, 0.1), image).shape == image.shape
+    made = jax.eval_shape(lambda image: Generator(config, 3, nnx.Rngs(0))(image, 8 / LEVELS), image)
+    assert made.shape == image.shape
     assert config.poisoned_share == 0.01
 
 
@@ -298,7 +299,7 @@ def test_bad_settings_are_named(change: dict, complaint: str) -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be 1797 at most"):
+    with pytest.raises(ValueError, match="must be at most 1797 together"):
         split(replace(Config(), test=498), 0)
     with pytest.raises(ValueError, match="poisoned must be at most"):
         split(replace(SMOKE, poisoned=60), 0)

@@ -64,6 +64,8 @@ class Programs:
         self._periods: dict[str, Any] = {}
         self._victims: dict[tuple[str, str], Any] = {}
         self._trigger = jax.jit(jax.vmap(self._with_trigger, (0, None, 0, 0)))
+        surrogate = learning(config, SURROGATE, config.encoder, self.channels, 1)
+        self._begin = jax.jit(jax.vmap(partial(begin, surrogate, config.encoder, self.channels)))
         self._initial = jax.jit(jax.vmap(partial(initial, config, self.channels)))
 
     def pictures(self, arm: str, generator: Any) -> Pictures:
@@ -126,8 +128,7 @@ class Programs:
 
     def random_encoders(self, key: SeedKeys) -> Parameters:
         """Parameters of untrained surrogates."""
-        how = learning(self.config, SURROGATE, self.config.encoder, self.channels, 1)
-        return jax.jit(jax.vmap(lambda key: begin(how, self.config.encoder, self.channels, key).parameters))(key)
+        return self._begin(key).parameters
 
     def train_victims(self, run: Run, arm: str, method: str, encoder: str, pictures: Pictures, key: SeedKeys) -> Victim:
         """Victims of all seeds; from the stage, if it is done."""
@@ -143,15 +144,14 @@ class Programs:
                 )
             )
         )  # fmt: skip
-        program = jax.vmap(partial(train_victim, how, encoder))
-        template = jax.eval_shape(program, pictures.pre_training, watched, key)
         if (method, encoder) not in self._victims:
-            self._victims[method, encoder] = jax.jit(program)
+            self._victims[method, encoder] = jax.jit(jax.vmap(partial(train_victim, how, encoder)))
+        program = self._victims[method, encoder]
         with run.stage(f"victims_{arm}_{method}") as stage:
-            restored = stage.restore(template)
+            restored = stage.restore(program.eval_shape(pictures.pre_training, watched, key))
             if restored is not None:
                 return restored.state
-            made = self._victims[method, encoder](pictures.pre_training, watched, key)
+            made = program(pictures.pre_training, watched, key)
             stage.save(config.victim_steps, made, {}, {})
             log.info(
                 "%s: trained %s victims, l_align %.3f", arm, method, float(made.history.alignment[:, -1, 0].mean())

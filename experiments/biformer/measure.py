@@ -37,7 +37,7 @@ def share_of_class(lists: Int[Array, "count regions top_k"], classes: Int[Array,
 def difference_as(arm: str, config: Config, model: Counter, mosaics: Mosaics) -> Float[Array, ""]:
     """The largest difference that a model's logits have if its weights are read by another arm's attention."""
     model.eval()
-    other = build(config, arm, nnx.Rngs(0))
+    other = nnx.eval_shape(lambda: build(config, arm, nnx.Rngs(0)))
     nnx.update(other, nnx.state(model, (nnx.Param, nnx.BatchStat)))
     other.eval()
     have, want = (each(mosaics.images)[:2] for each in (other, model))

@@ -68,7 +68,7 @@ def retrieving(config: Config, model: Decoder, top_k: int, drawing: int | None =
         random.drawing = layer + drawing
         return random
 
-    return _with_parameters(_decoder(config, attention, nnx.Rngs(0)), model)
+    return _with_parameters(nnx.eval_shape(lambda: _decoder(config, attention, nnx.Rngs(0))), model)
 
 
 def windowed(config: Config, model: Decoder) -> Decoder:
@@ -79,7 +79,7 @@ def windowed(config: Config, model: Decoder) -> Decoder:
         window.span = config.span
         return window
 
-    return _with_parameters(_decoder(config, attention, nnx.Rngs(0)), model)
+    return _with_parameters(nnx.eval_shape(lambda: _decoder(config, attention, nnx.Rngs(0))), model)
 
 
 def _decoder(config: Config, attention: BuildAttention, rngs: nnx.Rngs) -> Decoder:

@@ -1,6 +1,7 @@
 """Mosaics and what is measured, on cases with known answers; planted claims; the paper's size; a whole small run."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,14 +21,21 @@ from experiments.biformer.measure import (
     majority,
     share_of_class,
 )
-from experiments.biformer.model import accuracy, build, random_lists
+from experiments.biformer.model import Counter, accuracy, build, random_lists
 from experiments.biformer.mosaics import Mosaics, Pictures, compose, split
 from jattn.models.biformer import multiply_adds
 from jattn.runs import open_run
 
 SMOKE = PRESETS["smoke"].config
 LITTLE = replace(SMOKE, top_k=(1, 4, 8, 16))
-MOSAICS = compose(split(SMOKE).test, 4, 125, jax.random.key(0))
+MOSAICS = jax.jit(lambda key: compose(split(SMOKE).test, 4, 125, key))(jax.random.key(0))
+
+
+def built(config: Config, arm: str, seed: int = 0) -> Counter:
+    """A model to be looked at."""
+    model = nnx.jit(lambda: build(config, arm, nnx.Rngs(seed)))()
+    model.eval()
+    return model
 
 
 def test_parts_share_no_picture_and_leave_none_out() -> None:
@@ -59,11 +67,10 @@ def test_answers_by_hand() -> None:
 
 
 def test_accuracy_is_that_of_the_answers_of_all_mosaics() -> None:
-    model = build(SMOKE, FULL, nnx.Rngs(0))
-    model.eval()
+    model = built(SMOKE, FULL)
     twice = jax.tree.map(lambda each: jnp.concatenate([each, each[::-1]]), MOSAICS)
-    have = accuracy(model, twice)
-    answers, classes, _ = model(MOSAICS.images)
+    have = nnx.jit(accuracy)(model, twice)
+    answers, classes, _ = nnx.jit(lambda model, images: model(images))(model, MOSAICS.images)
     np.testing.assert_allclose(have["accuracy"], (answers.argmax(-1) == MOSAICS.answers).mean(), rtol=1e-6)
     np.testing.assert_allclose(have["named"], (classes.argmax(-1) == MOSAICS.classes).mean(), rtol=1e-6)
 
@@ -71,11 +78,15 @@ def test_accuracy_is_that_of_the_answers_of_all_mosaics() -> None:
 @pytest.mark.parametrize(("arm", "reads"), [(WINDOW, "itself"), (RANDOM, "its list"), ("routed_4", "its routes")])
 def test_a_tiles_answer_depends_on_the_regions_it_reads_alone(arm: str, reads: str) -> None:
     """One block: the derivative of a tile's logits by another's pixels is zero where it is not read."""
-    model = build(LITTLE, arm, nnx.Rngs(3))
-    model.eval()
-    images = MOSAICS.images[:1]
-    (lists,) = lists_of(model, Mosaics(images, MOSAICS.answers[:1], MOSAICS.classes[:1]))
-    jacobian = jax.jacrev(lambda images: model(images)[0].sum(axis=-1)[0])(images)[:, 0, :, :, 0]
+    model = built(LITTLE, arm, 3)
+    one = jax.tree.map(lambda each: each[:1], MOSAICS)
+
+    @nnx.jit
+    def looked_at(model: Counter, one: Mosaics) -> tuple[jax.Array, jax.Array]:
+        jacobian = jax.jacrev(lambda images: model(images)[0].sum(axis=-1)[0])(one.images)
+        return jacobian[:, 0, :, :, 0], lists_of(model, one)[0]
+
+    jacobian, lists = looked_at(model, one)
     moved = np.abs(np.asarray(jacobian).reshape(16, 4, 8, 4, 8)).max(axis=(2, 4)).reshape(16, 16) > 0
     read = np.zeros((16, 16), bool)
     read[np.arange(16)[:, None], np.asarray(lists[0])] = True
@@ -85,15 +96,15 @@ def test_a_tiles_answer_depends_on_the_regions_it_reads_alone(arm: str, reads: s
 
 
 def test_lists_can_be_overruled() -> None:
-    model = build(LITTLE, "routed_4", nnx.Rngs(0))
-    model.eval()
+    model = built(LITTLE, "routed_4")
     given = random_lists(LITTLE, jax.random.key(5))
     assert given.shape == (1, 16, 4)
     assert all(len(set(row)) == 4 for row in np.asarray(given[0]).tolist())
-    own, displaced = (model(MOSAICS.images[:2], lists)[0] for lists in (None, given))
+    one, logits = jax.tree.map(lambda each: each[:1], MOSAICS), nnx.jit(lambda *given: given[0](*given[1:])[0])
+    own, displaced = logits(model, one.images), logits(model, one.images, given)
     assert np.abs(own - displaced).max() > 1e-3
-    routes = lists_of(model, jax.tree.map(lambda each: each[:1], MOSAICS))[0]
-    np.testing.assert_allclose(model(MOSAICS.images[:1], routes)[0], own[:1], atol=1e-6)
+    routes = nnx.jit(lists_of)(model, one)[0]
+    np.testing.assert_allclose(logits(model, one.images, routes), own, atol=1e-6)
 
 
 def test_share_of_class_by_hand() -> None:
@@ -108,10 +119,11 @@ def test_share_of_class_by_hand() -> None:
 
 
 def test_full_attention_read_by_lists() -> None:
-    model = build(LITTLE, FULL, nnx.Rngs(0))
+    model = built(LITTLE, FULL)
     few = jax.tree.map(lambda each: each[:4], MOSAICS)
-    assert difference_as("routed_16", LITTLE, model, few) < 1e-5
-    assert difference_as("routed_8", LITTLE, model, few) > 1e-3
+    all_read, half = (nnx.jit(partial(difference_as, arm, LITTLE))(model, few) for arm in ("routed_16", "routed_8"))
+    assert all_read < 1e-5
+    assert half > 1e-3
 
 
 @pytest.mark.parametrize("arm", [FULL, "routed_4", "routed_16", WINDOW])
@@ -180,7 +192,6 @@ def test_bad_settings_are_named(change: dict, complaint: str) -> None:
         replace(Config(), **change)
 
 
-@pytest.mark.slow
 def test_the_smoke_preset_runs(tmp_path: Path) -> None:
     with open_run(EXPERIMENT, "smoke", SMOKE, tmp_path / "run", quiet=True) as run:
         EXPERIMENT.run(SMOKE, run)

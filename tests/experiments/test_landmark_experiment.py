@@ -121,7 +121,6 @@ def test_bad_settings_are_named(change: dict, complaint: str) -> None:
         replace(SMOKE, **change)
 
 
-@pytest.mark.slow
 def test_the_smoke_preset_runs(tmp_path: Path) -> None:
     with open_run(EXPERIMENT, "smoke", SMOKE, tmp_path / "run", quiet=True) as run:
         EXPERIMENT.run(SMOKE, run)

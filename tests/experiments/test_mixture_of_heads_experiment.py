@@ -90,7 +90,6 @@ def test_a_config_that_makes_no_sense_is_refused_by_name(fields: dict) -> None:
         replace(Config(), **fields)
 
 
-@pytest.mark.slow
 def test_a_whole_run_settles_its_claims(tmp_path: Path) -> None:
     with open_run(EXPERIMENT, "smoke", SMOKE, tmp_path / "run", quiet=True) as opened:
         EXPERIMENT.run(SMOKE, opened)

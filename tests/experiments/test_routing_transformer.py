@@ -129,7 +129,6 @@ def test_a_config_that_makes_no_sense_is_refused_by_name(fields: dict) -> None:
         replace(Config(), **fields)
 
 
-@pytest.mark.slow
 def test_a_whole_run_settles_its_claims(tmp_path: Path) -> None:
     with open_run(EXPERIMENT, "tiny", TINY, tmp_path / "run", quiet=True) as run:
         EXPERIMENT.run(TINY, run)

@@ -73,7 +73,7 @@ def test_proximal_gradient() -> None:
     derivatives_are_differences(
         condition, jnp.zeros(4), (jnp.asarray(TARGET), jnp.asarray(0.8)), Implicit(Gmres(1e-12))
     )
-    solution = long(condition, jnp.zeros(4))(jnp.zeros(4), TARGET, 0.8)
+    solution = jax.jit(long(condition, jnp.zeros(4)))(jnp.zeros(4), TARGET, 0.8)
     assert (solution == 0).any()
     assert (solution != 0).sum() > 1
 
@@ -83,7 +83,8 @@ def test_derivatives_do_not_depend_on_the_rate() -> None:
     for rate in (0.05, 0.4):
         condition = implicit.proximal_gradient(quadratic, jaxopt.prox.prox_lasso, rate)
         solve = implicit.root(condition, long(condition, jnp.zeros(4)), adjoint=EXACT, check="raise")
-        found.append(jax.jacrev(lambda weight, solve=solve: solve(jnp.zeros(4), TARGET, weight).value)(0.8))
+        slope = jax.jit(jax.jacrev(lambda weight, solve=solve: solve(jnp.zeros(4), TARGET, weight).value))
+        found.append(slope(0.8))
     np.testing.assert_allclose(*found, atol=1e-10)
 
 
@@ -110,9 +111,10 @@ def test_mirror_descent() -> None:
     projected = implicit.projected_gradient(quadratic, lambda y, _: jaxopt.projection.projection_simplex(y), 0.3)
     other = implicit.root(projected, long(projected, start), adjoint=EXACT, check="raise")
     mirrored, euclidean = (
-        jax.jacfwd(lambda target, each=each: each(start, target, None).value)(target) for each in (solve, other)
+        jax.jit(jax.jacfwd(lambda target, each=each: each(start, target, None).value))(target)
+        for each in (solve, other)
     )
-    value = solve(start, target, None).value
+    value = jax.jit(lambda target: solve(start, target, None).value)(target)
     np.testing.assert_allclose(value, inside, rtol=1e-8)
     np.testing.assert_allclose(mirrored, euclidean, atol=1e-7)
 
@@ -182,7 +184,7 @@ def test_kkt_and_quadratic_programs(name: str, linear_solver: Any) -> None:
             equality = jnp.array([[1.0, -1, 2, 0]]), total[None]
             return program(init, (jnp.asarray(HESSIAN), -target), equality, (jnp.asarray(ROWS), limits))
 
-    made = solve(init, *outer)
+    made = jax.jit(solve)(init, *outer)
     np.testing.assert_array_equal(made.certificate.active, by_slsqp(*outer).inequality > 0)
     slack = np.where(made.certificate.active, made.value.inequality, LIMITS - ROWS @ made.value.primal)
     np.testing.assert_allclose(made.certificate.margin, slack.min(), rtol=1e-9)
@@ -209,7 +211,7 @@ def test_a_weakly_active_inequality_is_spoken_of() -> None:
 
     init = PrimalDual(jnp.zeros(()), None, jnp.zeros(1))
     solve = implicit.root(condition, solver, adjoint=EXACT, check="raise")
-    slope = jax.grad(lambda theta: solve(init, theta).value.primal)
+    slope = jax.jit(jax.grad(lambda theta: solve(init, theta).value.primal))
     assert slope(0.1) == 0
     assert slope(-0.1) == 1
     with pytest.raises(Exception, match="weakly active"):
@@ -255,4 +257,4 @@ def test_conic() -> None:
         [-np.sign(1 - a @ theta) * a[None] / np.linalg.norm(a), np.eye(2) - np.outer(a, a) / (a @ a)]
     )
     for mode in (jax.jacfwd, jax.jacrev):
-        np.testing.assert_allclose(mode(point)(theta), closed, atol=1e-9)
+        np.testing.assert_allclose(jax.jit(mode(point))(theta), closed, atol=1e-9)

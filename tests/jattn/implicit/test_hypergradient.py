@@ -41,6 +41,9 @@ def closed(outer: jax.Array) -> jax.Array:
     return validation(jnp.linalg.solve(matrix, ROWS.T @ TARGETS / 60), outer)
 
 
+CLOSED = jax.jit(jax.value_and_grad(closed))
+
+
 def downhill(init: jax.Array, outer: jax.Array, tolerance: jax.Array) -> jax.Array:
     """Gradient steps until the gradient is small."""
 
@@ -59,14 +62,14 @@ def test_exact_hypergradients(structure: Any) -> None:
     problem = hypergradient(validation, condition, downhill, tolerances=EXACTLY)
     outer = jnp.linspace(-3, 0, 20)
     value, gradient, state, report = jax.jit(problem.step)(problem.init(jnp.zeros(20)), outer)
-    want, slope = jax.value_and_grad(closed)(outer)
+    want, slope = CLOSED(outer)
     np.testing.assert_allclose(value, want, rtol=1e-9)
     np.testing.assert_allclose(gradient, slope, atol=1e-8)
     assert report.inner_residual < 1e-9
     assert report.adjoint_residual < 1e-9
     assert state.step == 1
     by_root = implicit.root(condition, lambda init, outer: downhill(init, outer, jnp.asarray(1e-10)))
-    functional = jax.grad(lambda outer: validation(by_root(jnp.zeros(20), outer).value, outer))(outer)
+    functional = jax.jit(jax.grad(lambda outer: validation(by_root(jnp.zeros(20), outer).value, outer)))(outer)
     np.testing.assert_allclose(gradient, functional, atol=1e-8)
 
 
@@ -131,7 +134,7 @@ def test_inequalities_are_reported() -> None:
 
     problem = hypergradient(lambda inner, outer: (inner.primal**2).sum(), condition, solver, tolerances=EXACTLY)
     init = problem.init(implicit.PrimalDual(jnp.zeros(3), None, jnp.zeros(3)))
-    _, gradient, _, report = problem.step(init, jnp.array([0.5, 0.9, 1.3]))
+    _, gradient, _, report = jax.jit(problem.step)(init, jnp.array([0.5, 0.9, 1.3]))
     np.testing.assert_allclose(gradient, [1.0, 1.8, 0.0], atol=1e-9)
     np.testing.assert_array_equal(report.active, [False, False, True])
     np.testing.assert_allclose(report.margin, 0.1)
@@ -145,11 +148,12 @@ def test_errors_of_inexact_solutions() -> None:
     """After few steps downhill the bound is above the true error and the estimate near it."""
     condition, outer = stationary(robust), jnp.full(4, -2.0)
 
-    def jacobian(inner: jax.Array) -> np.ndarray:
+    @jax.jit
+    def jacobian(inner: jax.Array) -> jax.Array:
         hessian, mixed = jax.jacfwd(jax.grad(robust), (0, 1))(inner, outer)
-        return -np.linalg.solve(hessian, mixed)
+        return -jnp.linalg.solve(hessian, mixed)
 
-    exact = descent(robust, optax.sgd(1.0), 4000)(jnp.zeros(4), outer)
+    exact = jax.jit(descent(robust, optax.sgd(1.0), 4000))(jnp.zeros(4), outer)
     cotangent = jnp.arange(1.0, 5)
     problem = hypergradient(
         lambda inner, _: cotangent @ inner,
@@ -157,17 +161,25 @@ def test_errors_of_inexact_solutions() -> None:
         lambda init, *_: init,
         tolerances=Tolerances((1.0, 1.0), (1e-9, 1e-9)),
     )
-    errors, bounds = [], []
+
+    @jax.jit
+    def judged(inner: jax.Array) -> tuple[Any, jax.Array]:
+        _, _, state, _ = problem.step(problem.init(inner), outer)
+        return implicit.error_bound(condition, inner, outer), problem.error(state, outer)
+
+    errors, bounds, inner, taken = [], [], jnp.zeros(4), 0
+    ten = jax.jit(descent(robust, optax.sgd(0.3), 10))
     for steps in (10, 20, 40, 60):
-        inner = descent(robust, optax.sgd(0.3), steps)(jnp.zeros(4), outer)
-        off = jacobian(inner) - jacobian(exact)
-        found = implicit.error_bound(condition, inner, outer)
+        for _ in range(taken, steps, 10):
+            inner = ten(inner, outer)
+        taken = steps
+        off = np.asarray(jacobian(inner) - jacobian(exact))
+        found, error = judged(inner)
         np.testing.assert_allclose(found.distance, np.linalg.norm(inner - exact), rtol=0.3)
         errors.append(np.linalg.norm(off, 2))
         bounds.append(found.bound)
         assert errors[-1] <= 1.1 * bounds[-1]
-        _, _, state, _ = problem.step(problem.init(inner), outer)
-        np.testing.assert_allclose(problem.error(state, outer), np.linalg.norm(cotangent @ off), rtol=0.35)
+        np.testing.assert_allclose(error, np.linalg.norm(cotangent @ off), rtol=0.35)
     slopes = np.diff(np.log(bounds)) / np.diff(np.log(errors))
     np.testing.assert_allclose(slopes, 1, atol=0.35)
 
@@ -180,8 +192,8 @@ def test_an_unfinished_adjoint_is_in_the_estimate() -> None:
     )
     _, gradient, state, report = jax.jit(problem.step)(problem.init(jnp.zeros(20)), outer)
     assert 1e-3 < report.adjoint_residual <= 0.5
-    error = np.linalg.norm(gradient - jax.grad(closed)(outer))
-    np.testing.assert_allclose(problem.error(state, outer), error, rtol=1e-5)
+    error = np.linalg.norm(gradient - CLOSED(outer)[1])
+    np.testing.assert_allclose(jax.jit(problem.error)(state, outer), error, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pair", [(1e-4, 1e-3), (1e-3, 0.0)])

@@ -178,23 +178,18 @@ def test_refusals() -> None:
 
 def test_derivatives_that_cannot_be_trusted_are_spoken_of() -> None:
     """Of an infeasible program, and where a multiplier and its slack are both 0; values are not."""
-    one = jnp.eye(1)
+    one, sides = jnp.eye(1), jnp.array([[1.0], [-1.0]])
 
-    def gradient(check: Any, *, h: Any, M: Any) -> jax.Array:
-        def value(c: jax.Array) -> jax.Array:
-            return solve_quadratic_program(one, c, M=M, h=h, check=check).primal.sum()
+    def primal(check: Any, c: Any, h: Any) -> jax.Array:
+        return solve_quadratic_program(one, c, M=sides, h=h, check=check).primal.sum()
 
-        return jax.grad(value)(jnp.zeros(1))
-
-    infeasible = {"M": jnp.array([[1.0], [-1.0]]), "h": jnp.array([-1.0, -1.0])}
-    weakly = {"M": one, "h": jnp.zeros(1)}
-    for problem, what in ((infeasible, "residual of a quadratic program"), (weakly, "weakly active")):
-        assert jnp.isnan(gradient("poison", **problem)).all()
+    value, gradient = (jax.jit(each, static_argnums=0) for each in (primal, jax.grad(primal, 1)))
+    none, infeasible, weakly = jnp.zeros(1), jnp.array([-1.0, -1.0]), jnp.array([0.0, 1.0])
+    for h, what in ((infeasible, "residual of a quadratic program"), (weakly, "weakly active")):
+        assert jnp.isnan(gradient("poison", none, h)).all()
         with pytest.raises(Exception, match=what):
-            jax.block_until_ready(gradient("raise", **problem))
-    np.testing.assert_allclose(gradient("raise", M=one, h=jnp.ones(1)), -1)
-    np.testing.assert_allclose(
-        solve_quadratic_program(one, jnp.zeros(1), M=one, h=jnp.zeros(1), check="raise").primal, 0
-    )
+            jax.block_until_ready(gradient("raise", none, h))
+    np.testing.assert_allclose(gradient("raise", none, jnp.ones(2)), -1)
+    np.testing.assert_allclose(value("raise", none, weakly), 0)
     with pytest.raises(ValueError, match="check must be"):
         solve_quadratic_program(one, jnp.zeros(1), check="loudly")

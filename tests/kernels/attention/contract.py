@@ -175,13 +175,23 @@ def value(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def value_and_slope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Output and log-sum-exp, and the gradient of something of both, by one program."""
+    """The gradient of something of output and log-sum-exp, and both of these, by one program."""
 
     def loss(arrays: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         made = call(arrays)
         return pulled(lambda _: made)(arrays), made
 
     return lambda arrays, along: jax.grad(loss, has_aux=True)(arrays)
+
+
+def forward_of_value_and_slope(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Those two, and how both change along the directions, by one program."""
+
+    def everything(arrays: dict[str, jax.Array], along: dict[str, jax.Array]) -> tuple[Any, ...]:
+        at, moved = jax.jvp(lambda arrays: value_and_slope(call)(arrays, along), (arrays,), (along,))
+        return *at, *moved
+
+    return everything
 
 
 @cache
@@ -196,8 +206,12 @@ def expected(case: Case, transform: Transform) -> tuple[Any, Any]:
     return truth, dense
 
 
-def against_dense(case: Case, implementation: str, transform: Transform, factor: float) -> None:
-    """Assert that a transform of an implementation is about as exact as that of dense attention."""
+def against_dense(case: Case, implementation: str, transform: Transform, *factors: float) -> None:
+    """Assert that a transform of an implementation is about as exact as that of dense attention.
+
+    Args:
+      factors: one for all of it, or one for each of the results.
+    """
     arrays = case.arrays()
     call = function(case, implementation, ("lse",))
 
@@ -206,7 +220,9 @@ def against_dense(case: Case, implementation: str, transform: Transform, factor:
         return output, found.lse
 
     have = jax.jit(transform(output_and_lse), compiler_options=FAST_TO_COMPILE)(arrays, directions(arrays))
-    assert_close(have, *expected(case, transform), arrays, factor)
+    compared = (have, *expected(case, transform))
+    for got, truth, dense, factor in zip(*compared, factors, strict=True) if factors[1:] else [(*compared, *factors)]:
+        assert_close(got, truth, dense, arrays, factor)
 
 
 def in_float64(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""Derivatives of output and log-sum-exp, first and second, in both modes, against dense attention in float64."""
+"""Output, log-sum-exp and their derivatives, first and second, in both modes, against dense attention in float64."""
 
 from functools import partial
 from typing import Any
@@ -12,18 +12,6 @@ from contract import CASES, Case
 
 import kernels
 from kernels import masks
-
-
-def reverse(call):
-    return lambda arrays, along: jax.grad(contract.pulled(call))(arrays)
-
-
-def forward(call):
-    return lambda arrays, along: jax.jvp(call, (arrays,), (along,))[1]
-
-
-def forward_over_reverse(call):
-    return lambda arrays, along: jax.jvp(jax.grad(contract.pulled(call)), (arrays,), (along,))[1]
 
 
 def reverse_over_reverse(call):
@@ -47,29 +35,24 @@ FEW = [
 """Forward and second derivatives follow from the same rules, mask by mask; these cases have every feature in them."""
 
 
-def every(step: int, *more: str) -> list[Any]:
+def every(step: int) -> list[Any]:
     """Those cases; but for every so manyth they are slow tests."""
-    marks = [() if number % step == 0 else (pytest.mark.slow,) for number in range(len(FEW))]
-    return [pytest.param(case, *more, marks=mark) for case, mark in zip(FEW, marks, strict=True)]
+    return [pytest.param(case, marks=() if number % step == 0 else pytest.mark.slow) for number, case in enumerate(FEW)]
 
 
-@pytest.mark.parametrize(
-    ("case", "implementation"),
-    [(case, "xla") for case in CASES] + every(4, "reference"),
-    ids=lambda given: given.name if isinstance(given, Case) else given,
-)
-def test_reverse(case: Case, implementation: str) -> None:
-    contract.against_dense(case, implementation, reverse, 4.0)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in FEW], ids=lambda case: case.name)
+def test_value_and_reverse(case: Case) -> None:
+    contract.against_dense(case, "xla", contract.value_and_slope, 4.0, 2.0)
 
 
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
-def test_forward(case: Case) -> None:
-    contract.against_dense(case, "xla", forward, 4.0)
+def test_value_reverse_forward_and_forward_over_reverse(case: Case) -> None:
+    contract.against_dense(case, "xla", contract.forward_of_value_and_slope, 4.0, 2.0, 4.0, 4.0)
 
 
-@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
-def test_forward_over_reverse(case: Case) -> None:
-    contract.against_dense(case, "xla", forward_over_reverse, 4.0)
+@pytest.mark.parametrize("case", every(4), ids=lambda case: case.name)
+def test_reverse_of_the_reference(case: Case) -> None:
+    contract.against_dense(case, "reference", contract.value_and_slope, 4.0)
 
 
 @pytest.mark.parametrize("case", every(2), ids=lambda case: case.name)
@@ -153,9 +136,9 @@ def test_masks_map_too() -> None:
             **arrays, mask=masks.Lengths(lengths), implementation="xla", tiles=kernels.Tiles(16, 16)
         )
 
-    have = jax.jit(jax.vmap(one))(lengths)
+    have, alone = jax.jit(jax.vmap(one))(lengths), jax.jit(one)
     for member in range(3):
-        np.testing.assert_allclose(have[member], one(lengths[member]), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(have[member], alone(lengths[member]), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
@@ -167,11 +150,11 @@ def test_transpose_in_value(implementation: str) -> None:
     def of_value(value):
         return call({**arrays, "value": value})
 
-    output = of_value(arrays["value"])
+    output = jax.jit(of_value)(arrays["value"])
     pull = contract.directions({"output": output})["output"]
-    (back,) = jax.linear_transpose(of_value, arrays["value"])(pull)
-    _, pullback = jax.vjp(of_value, arrays["value"])
-    np.testing.assert_allclose(back, pullback(pull)[0], rtol=1e-6, atol=1e-6)
+    (back,) = jax.jit(lambda pull: jax.linear_transpose(of_value, arrays["value"])(pull))(pull)
+    (pulled,) = jax.jit(lambda value, pull: jax.vjp(of_value, value)[1](pull))(arrays["value"], pull)
+    np.testing.assert_allclose(back, pulled, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(jnp.vdot(back, arrays["value"]), jnp.vdot(pull, output), rtol=1e-4)
 
 

@@ -11,8 +11,9 @@ import kernels
 from kernels import masks
 
 
-@each_case("reference", "xla")
+@each_case("reference")
 def test_output_and_lse(case: Case, implementation: str) -> None:
+    """Of the tiled loop, `test_derivatives` asks it together with derivatives."""
     contract.against_dense(case, implementation, contract.value, 2.0)
 
 

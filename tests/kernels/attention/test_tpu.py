@@ -14,7 +14,6 @@ from contract import Case
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from test_derivatives import forward, forward_over_reverse
 
 import kernels
 from kernels import masks
@@ -62,19 +61,14 @@ def names(cases: list[Case]):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-@names(CASES)
+@names([case for case in CASES if case not in SEVERAL])
 def test_value_and_reverse(case: Case) -> None:
     contract.against_dense(case, "tpu", contract.value_and_slope, 4.0)
 
 
-@names(SEVERAL[:1])
-def test_forward(case: Case) -> None:
-    contract.against_dense(case, "tpu", forward, 4.0)
-
-
 @names(SEVERAL)
-def test_forward_over_reverse(case: Case) -> None:
-    contract.against_dense(case, "tpu", forward_over_reverse, 4.0)
+def test_value_reverse_forward_and_forward_over_reverse(case: Case) -> None:
+    contract.against_dense(case, "tpu", contract.forward_of_value_and_slope, 4.0)
 
 
 def test_results_by_columns_that_are_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:

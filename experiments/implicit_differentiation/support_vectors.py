@@ -24,7 +24,7 @@ from jattn.data.images import digits
 log = logging.getLogger("jattn")
 CLASSES = 10
 MIRROR_RATE = 30.0
-"""Of mirror descent. Entries of the simplex are small, so that its steps may be long."""
+"""Of mirror descent, by trial: stable with 200 digits and with 898, not with 50, whose features are longer."""
 TINY = 1e-9
 """Below this a dual variable counts as zero where its logarithm is taken."""
 MAPPINGS = ("projected gradient", "mirror descent")

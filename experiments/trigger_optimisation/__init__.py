@@ -29,7 +29,7 @@ from experiments.trigger_optimisation.config import (
     Config,
 )
 from experiments.trigger_optimisation.data import Parts, split
-from experiments.trigger_optimisation.defences import Examined
+from experiments.trigger_optimisation.defences import Examined, Scores
 from experiments.trigger_optimisation.examination import Examination
 from experiments.trigger_optimisation.stages import Programs, SeedKeys
 from experiments.trigger_optimisation.victims import Victim
@@ -104,7 +104,10 @@ def run(config: Config, run: Run) -> None:
     )
     run.figure(
         "features",
-        figures.features_through_training({arm: histories[arm] for arm in config.arms[:6]}, config.victim_steps),
+        figures.features_through_training(
+            {arm: histories[arm] for arm in config.arms if config.methods_of(arm) == config.methods},
+            config.victim_steps,
+        ),
         "Triggered (solid) and clean (dashed) validation images while victims train, mean of methods and seeds.",
     )
     shown = {arm: np.asarray(each) for arm, each in images.items() if arm != TRANSFER}
@@ -125,7 +128,8 @@ def _mean_history(by_method: dict[str, Victim]) -> dict[str, np.ndarray]:
 
 def _table(found: list[Examined]) -> dict[str, Any]:
     """By what was measured, a value for each seed."""
-    return jax.tree.map(lambda *each: [float(value) for value in each], *found)._asdict()
+    lists = jax.tree.map(lambda *each: [float(value) for value in each], *found)
+    return {name: value._asdict() if isinstance(value, Scores) else value for name, value in lists._asdict().items()}
 
 
 EXPERIMENT = Experiment(

@@ -50,6 +50,13 @@ class InnerBatch(NamedTuple):
     key: Key[Array, ""]
 
 
+class Inner(NamedTuple):
+    """The inner variables, and the same once more where the loss takes them for constant, as SimSiam does."""
+
+    parameters: Parameters
+    held: Parameters
+
+
 class Alternation(NamedTuple):
     """What is carried from period to period.
 
@@ -128,12 +135,12 @@ class Levels(NamedTuple):
             batch_key, key = jax.random.split(key)
             return InnerBatch(jax.random.randint(batch_key, (size,), 0, len(images)), key)
 
-        def inner(generator: nnx.State, parameters: Parameters, batch: InnerBatch) -> Float[Array, ""]:
+        def inner(generator: nnx.State, learner: Inner, batch: InnerBatch) -> Float[Array, ""]:
             shown = self.poisoned(generator)[batch.chosen]
-            return contrast(self.surrogate, parameters, parameters, shown, batch.key)
+            return contrast(self.surrogate, learner.parameters, learner.held, shown, batch.key)
 
         return Problem(
-            lambda generator, parameters, batch: -self.similarity(generator, parameters, batch),
+            lambda generator, learner, batch: -self.similarity(generator, learner.parameters, batch),
             inner,
             outer_batch=outer_batch,
             inner_batch=inner_batch,
@@ -144,10 +151,10 @@ class Levels(NamedTuple):
         problem = self.problem()
 
         def one(training: Training, generator: nnx.State) -> Training:
-            def loss(parameters: Parameters, _: Parameters, key: Any) -> Float[Array, ""]:
-                drawn = problem.sampled(key)
-                inner = drawn.inner(generator, parameters)
-                return inner if penalty is None else inner + drawn.outer(generator, parameters) / penalty
+            def loss(parameters: Parameters, held: Parameters, key: Any) -> Float[Array, ""]:
+                drawn, learner = problem.sampled(key), Inner(parameters, held)
+                inner = drawn.inner(generator, learner)
+                return inner if penalty is None else inner + drawn.outer(generator, learner) / penalty
 
             return contrastive_step(self.surrogate, loss, training)
 
@@ -172,17 +179,21 @@ def outer_gradient(
     where z is `later` and y descends from `earlier` on f + F / penalty.
     """
     config, problem = levels.config, levels.problem().sampled(key)
+
+    def variables(training: Training) -> Inner:
+        return Inner(training.parameters, training.parameters)
+
     if arm == TRUNCATED:
         return jax.grad(
-            lambda generator: problem.outer(generator, levels.descend(earlier, generator, config.unrolled).parameters)
+            lambda generator: problem.outer(generator, variables(levels.descend(earlier, generator, config.unrolled)))
         )(generator)
     if arm != PENALTY:
-        return jax.grad(problem.outer)(generator, later.parameters)
-    both = levels.descend(earlier, generator, config.unrolled, config.penalty).parameters
+        return jax.grad(problem.outer)(generator, variables(later))
+    both = levels.descend(earlier, generator, config.unrolled, config.penalty)
 
     def penalised(generator: nnx.State) -> Float[Array, ""]:
-        gap = problem.inner(generator, both) - problem.inner(generator, later.parameters)
-        return problem.outer(generator, both) + config.penalty * gap
+        gap = problem.inner(generator, variables(both)) - problem.inner(generator, variables(later))
+        return problem.outer(generator, variables(both)) + config.penalty * gap
 
     return jax.grad(penalised)(generator)
 

@@ -20,9 +20,9 @@ HALF, TRANSFER = "blto_half", "blto_transfer"
 INNER_RUNS = (BLTO, TRUNCATED, PENALTY, HALF)
 """Arms whose generator is learned through a surrogate's training; they differ in the outer gradient, or in epsilon."""
 GENERATORS = (*INNER_RUNS, FROZEN_RANDOM, FROZEN_CLEAN)
-ALL_METHODS = (CLEAN, BLTO, FROZEN_RANDOM, FROZEN_CLEAN, PATCH, SINUSOID)
+ALL_METHODS = (CLEAN, BLTO, FROZEN_CLEAN, PATCH)
 """Arms with victims of all methods."""
-ONE_METHOD = (TRUNCATED, PENALTY, HALF, TRANSFER, BRIGHT)
+ONE_METHOD = (SINUSOID, BRIGHT, TRANSFER, FROZEN_RANDOM, HALF, TRUNCATED, PENALTY)
 """Arms with victims of `SURROGATE` alone."""
 ARMS = (*ALL_METHODS, *ONE_METHOD)
 ENCODERS = ("convolutional", "residual")
@@ -91,7 +91,7 @@ class Config:
     records: int = 10
     temperature: float = 0.2
     target_decay: float = 0.98
-    rounds: int = 40
+    rounds: int = 20
     inner_steps: int = 25
     outer_steps: int = 10
     period: int = 10

@@ -70,7 +70,11 @@ def begin(how: Learning, encoder: str, channels: int, key: Key[Array, ""]) -> Tr
 def contrast(
     how: Learning, parameters: Parameters, targets: Parameters, images: Images, key: Key[Array, ""]
 ) -> Float[Array, ""]:
-    """The method's loss on two views of each image."""
+    """The method's loss on two views of each image, to be differentiated by the parameters alone.
+
+    SimSiam is BYOL whose targets are the parameters themselves. They are an argument and not behind `stop_gradient`,
+    which would also hide from a derivative through the whole step that projections depend on images.
+    """
     both = views(how.config.augmentation, jnp.concatenate([images, images]), key)
 
     def projections(parameters: Parameters) -> tuple[Learner, tuple[Array, Array]]:
@@ -82,19 +86,19 @@ def contrast(
     if how.method == "simclr":
         return losses.info_nce(*projected, how.config.temperature)
     predicted = (learner.predict(projected[0]), learner.predict(projected[1]))
-    if how.method == "simsiam":
-        return losses.simsiam(predicted, projected)
-    return losses.byol(predicted, projections(jax.lax.stop_gradient(targets))[1])
+    loss = losses.byol if how.method == "byol" else losses.simsiam
+    return loss(predicted, projections(targets)[1])
 
 
 def step(
     how: Learning, loss: Callable[[Parameters, Parameters, Any], Float[Array, ""]], training: Training
 ) -> Training:
     """One step down loss(parameters, targets, key of the step)."""
-    gradient = jax.grad(loss)(training.parameters, training.targets, jax.random.fold_in(training.key, training.step))
+    key, targets = jax.random.fold_in(training.key, training.step), training.targets
+    held = targets if how.method == "byol" else training.parameters
+    gradient = jax.grad(loss)(training.parameters, held, key)
     updates, optimiser = how.optimiser.update(gradient, training.optimiser, training.parameters)
     parameters = optax.apply_updates(training.parameters, updates)
-    targets = training.targets
     if how.method == "byol":
         targets = optax.incremental_update(parameters, targets, 1 - how.config.target_decay)
     return Training(parameters, targets, optimiser, training.key, training.step + 1)

@@ -33,14 +33,13 @@ def info_nce(first: Vectors, second: Vectors, temperature: float) -> Float[Array
     return optax.softmax_cross_entropy_with_integer_labels(logits, partner).mean()
 
 
-def simsiam(predicted: tuple[Vectors, Vectors], projected: tuple[Vectors, Vectors]) -> Float[Array, ""]:
-    """-½ [cos(p1, z2) + cos(p2, z1)], projections constant."""
-    first, second = jax.lax.stop_gradient(projected)
-    return -0.5 * (cosine(predicted[0], second) + cosine(predicted[1], first))
+def simsiam(predicted: tuple[Vectors, Vectors], targets: tuple[Vectors, Vectors]) -> Float[Array, ""]:
+    """-½ [cos(p1, z2) + cos(p2, z1)]. The caller holds the projections z constant."""
+    return -0.5 * (cosine(predicted[0], targets[1]) + cosine(predicted[1], targets[0]))
 
 
 def byol(predicted: tuple[Vectors, Vectors], targets: tuple[Vectors, Vectors]) -> Float[Array, ""]:
-    """2 - 2 cos(p1, z2') and the same with views exchanged, mean; z' are the target network's, constant."""
+    """2 - 2 cos(p1, z2') and the same with views exchanged, mean. The caller holds the target network's z' constant."""
     return 2 + 2 * simsiam(predicted, targets)
 
 

@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 
 from experiments import trigger_optimisation
 from experiments.trigger_optimisation import EXPERIMENT, claims, losses
-from experiments.trigger_optimisation.alternation import initial, levels, outer_gradient, validation_batches
+from experiments.trigger_optimisation.alternation import Inner, initial, levels, outer_gradient, validation_batches
 from experiments.trigger_optimisation.augmentations import Augmentation, draw, view, views
 from experiments.trigger_optimisation.config import (
     ARMS,
@@ -141,8 +141,6 @@ def test_losses_by_hand() -> None:
     np.testing.assert_allclose(losses.byol((first, second), (-second, -first)), 4, rtol=1e-6)
     np.testing.assert_allclose(losses.alignment(first, second[::-1]), 2, rtol=1e-6)
     np.testing.assert_allclose(losses.uniformity(first), -4, rtol=1e-6)
-    gradient = jax.grad(lambda z: losses.simsiam((first, second), (z, z)))(first + second)
-    np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.fixture(scope="module")
@@ -154,39 +152,33 @@ def float64():
 @pytest.mark.parametrize("arm", [BLTO, TRUNCATED])
 def test_outer_gradients_are_those_of_finite_differences(arm: str, float64: None) -> None:
     """Through augmentation and projection with fixed keys; the truncated one through three inner steps, whole."""
-    config = replace(SMOKE, inner_steps=3, unrolled=3, batch_size=4)
-    both = levels(
-        config,
-        jax.tree.map(
-            lambda each: (
-                jnp.asarray(each, jnp.promote_types(each.dtype, jnp.float64)) if each.dtype == jnp.float32 else each
-            ),
-            PARTS,
-        ),
-        16 / LEVELS,
-    )
 
     def double(tree):
         return jax.tree.map(lambda each: each.astype(jnp.float64) if each.dtype == jnp.float32 else each, tree)
 
-    generator = double(initial(config, 1, jax.random.key(0)).generator)
-    earlier = double(begin(both.surrogate, config.encoder, 1, jax.random.key(1)))
+    # So many are poisoned that every batch has some.
+    config = replace(SMOKE, inner_steps=3, unrolled=3, batch_size=4, poisoned=40)
+    both = levels(config, double(PARTS), 16 / LEVELS)
+    # Biases are 0 at first, and where nothing is changed the projection has no derivative.
+    flat, restore = jax.flatten_util.ravel_pytree(double(initial(config, 1, jax.random.key(0)).generator))
+    flat = flat + 0.1 * jax.random.normal(jax.random.key(4), flat.shape, flat.dtype)
+    generator = restore(flat)
+    earlier = double(jax.jit(partial(begin, both.surrogate, config.encoder, 1))(jax.random.key(1)))
     key = jax.random.key(2)
 
     @jax.jit
     def objective(generator):
         later = both.descend(earlier, generator, config.unrolled) if arm == TRUNCATED else earlier
-        return both.problem().sampled(key).outer(generator, later.parameters)
+        return both.problem().sampled(key).outer(generator, Inner(later.parameters, later.parameters))
 
     found = jax.jit(partial(outer_gradient, arm, both))(generator, earlier, earlier, key)
-    flat, restore = jax.flatten_util.ravel_pytree(generator)
     direction = jax.random.normal(jax.random.key(3), flat.shape, flat.dtype)
     ahead, behind = (objective(restore(flat + step * direction)) for step in (1e-6, -1e-6))
     slope = jax.flatten_util.ravel_pytree(found)[0] @ direction
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-5)
     if arm == TRUNCATED:  # what the paper's direct term leaves out is there
-        later = both.descend(earlier, generator, config.unrolled)
-        direct = outer_gradient(BLTO, both, generator, earlier, later, key)
+        later = jax.jit(both.descend, static_argnums=2)(earlier, generator, config.unrolled)
+        direct = jax.jit(partial(outer_gradient, BLTO, both))(generator, earlier, later, key)
         assert np.abs(jax.flatten_util.ravel_pytree(direct)[0] @ direction / slope - 1) > 1e-4
 
 

@@ -1,7 +1,7 @@
 """Encoders with their projector and predictor.
 
 Convolutions are matrix products of shifted copies, with the batch as the last axis: in a compiled loop on a CPU XLA's
-own convolution took 437 ms for the gradient of 256 images, this one 8 ms.
+own took eleven times as long as such products, and the batch as the first axis 1.8 times.
 """
 
 import jax

@@ -122,7 +122,7 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._stored)
 
-    def __contains__(self, name: object) -> bool:
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would read the tensor
         return name in self._stored
 
 

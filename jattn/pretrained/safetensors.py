@@ -12,6 +12,7 @@ import numpy as np
 
 from jattn.pretrained.mapped import BFLOAT16, LARGEST_COUNT, Bytes, Stored, check_apart, check_shape, check_size
 
+MAGIC = b"{"  # after the header's length
 LARGEST_HEADER = 8 << 20
 """Bytes of the JSON that tells where the tensors are."""
 DTYPES = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jattn.pretrained.gguf import MAGIC
 from jattn.pretrained.mapped import Bytes
 from jattn.pretrained.weights import open_weights
 
@@ -36,7 +37,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
       ModuleNotFoundError: the package tokenizers is not installed.
     """
     source = Bytes(Path(path))
-    if source.content[:4].tobytes() == b"GGUF":
+    if source.content[: len(MAGIC)].tobytes() == MAGIC:
         metadata = open_weights(path).metadata
         kind = metadata.get("tokenizer.ggml.model")
         if kind not in ("gpt2", "llama"):

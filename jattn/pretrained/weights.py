@@ -5,19 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jattn.pretrained.checkpoint import read_checkpoint
-from jattn.pretrained.ctranslate2 import read_ctranslate2
-from jattn.pretrained.gguf import read_gguf
+import numpy as np
+
+from jattn.pretrained import checkpoint, ctranslate2, gguf, safetensors
 from jattn.pretrained.mapped import Bytes, Tensors
-from jattn.pretrained.safetensors import read_safetensors
 
 FORMATS = {
-    "GGUF": (lambda head: head[:4] == b"GGUF", read_gguf),
-    "zip checkpoint of torch": (lambda head: head[:4] == b"PK\x03\x04", read_checkpoint),
-    "safetensors": (lambda head: head[8:9] == b"{", read_safetensors),
-    "CTranslate2": (lambda head: head[:4] == b"\x06\0\0\0", read_ctranslate2),
+    "GGUF": (0, gguf.MAGIC, gguf.read_gguf),
+    "zip checkpoint of torch": (0, checkpoint.MAGIC, checkpoint.read_checkpoint),
+    "safetensors": (8, safetensors.MAGIC, safetensors.read_safetensors),
+    "CTranslate2": (0, ctranslate2.MAGIC, ctranslate2.read_ctranslate2),
 }
-"""What a file begins with, and what reads it."""
+"""Where a file has the bytes that it is known by, these bytes, and what reads it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Weights:
 
     path: Path
     format: str
-    tensors: Mapping[str, Any]
+    tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, Any]
 
 
@@ -51,8 +50,8 @@ def open_weights(path: Path | str) -> Weights:
     """
     source = Bytes(Path(path))
     head = source.content[:16].tobytes()
-    for name, (begins, read) in FORMATS.items():
-        if begins(head):
+    for name, (place, magic, read) in FORMATS.items():
+        if head.startswith(magic, place):
             stored, metadata = read(source)
             return Weights(source.path, name, Tensors(source, stored), metadata)
     raise source.error(f"must begin as one of {', '.join(FORMATS)}; it begins with {head.hex()}")

@@ -25,11 +25,12 @@ from jattn.data.linear_prompts import Prompt
 from jattn.data.tables import diabetes
 from jattn.runs.claim import estimate
 from jattn.train import Fitted
+from kernels.trees import register_dataclass
 
 TEST_ROWS = 100
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Splits:
     """Random splits of the table: one context each, and the held-out rows as its queries."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jattn.runs import Bar, Claim, Run
 
-ByPlace = Float[np.ndarray, "seeds predicted"]
+ByPlace = Float[np.ndarray, "seeds _"]
 
 RETRIEVAL_HELPS = Claim(
     "what is retrieved helps",

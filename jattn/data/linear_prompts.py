@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from kernels.trees import register_dataclass
+
 
 @dataclass(frozen=True)
 class LinearPrompts:
@@ -54,7 +56,7 @@ class LinearPrompts:
         return np.float32(self.covariate_correlation) ** np.abs(index[:, None] - index)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Prompt:
     """A batch of prompts, or batches of them along leading axes."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 from scipy.stats import hypergeom
 
@@ -29,7 +30,7 @@ def random_heads(
     draws = jnp.where(taken, -1.0, jax.random.uniform(key, like.shape))
     axis = 1 if same_layers else None
     wanted = like.sum(axis=axis, keepdims=True)
-    if not isinstance(taken, jax.core.Tracer) and bool((wanted > (~taken).sum(axis=axis, keepdims=True)).any()):
+    if not isinstance(taken, Tracer) and bool((wanted > (~taken).sum(axis=axis, keepdims=True)).any()):
         raise ValueError("like must leave as many heads outside as it has; there are fewer")
     ranks = jnp.argsort(jnp.argsort(-draws, axis=axis), axis=axis).reshape(like.shape)
     return ranks < wanted

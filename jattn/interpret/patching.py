@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from jattn.interpret.capture import capture
@@ -114,6 +115,6 @@ def patching_effect(
       ValueError: the corrupted metric equals the clean one, where they are known.
     """
     gap = corrupt - clean
-    if not isinstance(gap, jax.core.Tracer) and bool((gap == 0).any()):
+    if not isinstance(gap, Tracer) and bool((gap == 0).any()):
         raise ValueError("corrupt must differ from clean in the metric; the two are equal")
     return (patched - clean) / gap

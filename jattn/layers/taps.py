@@ -82,7 +82,7 @@ def wanted(name: str) -> bool:
 
 def asked(name: str) -> Sequence[Request]:
     """The statistics of attention weights that the handlers ask for at a site."""
-    requests = [request for handler in _handlers.get() for request in handler.statistics(_site(name))]
+    requests: list[Request] = [request for handler in _handlers.get() for request in handler.statistics(_site(name))]
     return tuple(dict.fromkeys(requests))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,9 +98,9 @@ def step(
     held = targets if how.method == "byol" else training.parameters
     gradient = jax.grad(loss)(training.parameters, held, key)
     updates, optimiser = how.optimiser.update(gradient, training.optimiser, training.parameters)
-    parameters = optax.apply_updates(training.parameters, updates)
+    parameters = cast(Parameters, optax.apply_updates(training.parameters, updates))
     if how.method == "byol":
-        targets = optax.incremental_update(parameters, targets, 1 - how.config.target_decay)
+        targets = cast(Parameters, optax.incremental_update(parameters, targets, 1 - how.config.target_decay))
     return Training(parameters, targets, optimiser, training.key, training.step + 1)
 
 

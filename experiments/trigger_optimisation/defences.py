@@ -26,11 +26,11 @@ MISSING = -1e9
 class Head(NamedTuple):
     """A linear classifier of features: features @ weights + bias."""
 
-    weights: Float[np.ndarray, "width classes"]
-    bias: Float[np.ndarray, " classes"]
+    weights: Float[np.ndarray | Array, "width classes"]
+    bias: Float[np.ndarray | Array, " classes"]
 
     def __call__(self, features: Features) -> Labels:
-        return np.argmax(features @ self.weights + self.bias, axis=1)
+        return np.argmax(np.asarray(features @ self.weights + self.bias), axis=1)
 
 
 class Scores(NamedTuple):
@@ -42,11 +42,12 @@ class Scores(NamedTuple):
 
 def fit_probe(features: Features, labels: Labels, classes: int) -> Head:
     """Logistic regression on standardised features."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, labels)
-    scaler, regression = probe[0], probe[1]
+    scaler, regression = StandardScaler(), LogisticRegression(max_iter=1000)
+    make_pipeline(scaler, regression).fit(features, labels)
+    mean, scale = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
     weights, bias = np.zeros((features.shape[1], classes)), np.full(classes, MISSING)
-    weights[:, regression.classes_] = regression.coef_.T / scaler.scale_[:, None]
-    bias[regression.classes_] = regression.intercept_ - scaler.mean_ @ weights[:, regression.classes_]
+    weights[:, regression.classes_] = regression.coef_.T / scale[:, None]
+    bias[regression.classes_] = regression.intercept_ - mean @ weights[:, regression.classes_]
     return Head(weights, bias)
 
 
@@ -76,7 +77,7 @@ def cluster_silhouette(features: Features) -> float:
     """
     if len(np.unique(features, axis=0)) < 4:
         return 0.0
-    clusters = KMeans(2, n_init=4, random_state=0).fit_predict(features)
+    clusters = KMeans(2, n_init=4, random_state=0).fit_predict(features)  # pyright: ignore[reportArgumentType]
     return float(silhouette_score(features, clusters))
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array
 
 from jattn.interpret.edit import Edit
-from jattn.layers.taps import Handler, intercept
+from jattn.layers.taps import Handler, in_loop, intercept
 from kernels.statistics.requests import Request
 
 
@@ -50,7 +50,8 @@ def capture(
       edits: see `jattn.interpret.edit`.
 
     Raises:
-      ValueError: a pattern or an edit whose site the model does not have; tells the sites most like it.
+      ValueError: a pattern or an edit whose site the model does not have; tells the sites most like it. Or what is
+        asked for is within a compiled loop, such as that of decoding, where it can be changed only.
     """
     handler = _Capture(tuple(sites), dict(statistics or {}), tuple(edits))
     with intercept(handler):
@@ -74,6 +75,10 @@ class _Capture(Handler):
                 if edit.site == site:
                     value = edit.apply(value)
         if any(fnmatchcase(site, pattern) for pattern in (*self.sites, *self.requests)):
+            if in_loop():
+                raise ValueError(
+                    f"{site} is within a loop, as of decoding, and cannot be kept; run the model over the text"
+                )
             self.found[site] = value
         return value
 

@@ -39,6 +39,7 @@ class Handler:
 
 _handlers: ContextVar[tuple[Handler, ...]] = ContextVar("handlers", default=())
 _path: ContextVar[tuple[str, ...]] = ContextVar("path", default=())
+_in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
 
 
 @contextmanager
@@ -59,6 +60,26 @@ def scope(*names: str | int) -> Iterator[None]:
         yield
     finally:
         _path.reset(token)
+
+
+@contextmanager
+def loop() -> Iterator[None]:
+    """The body of a compiled loop: sites inside are traced once for all rounds, so that nothing of them can be kept."""
+    token = _in_loop.set(True)
+    try:
+        yield
+    finally:
+        _in_loop.reset(token)
+
+
+def in_loop() -> bool:
+    """Whether a site is in the body of a compiled loop."""
+    return _in_loop.get()
+
+
+def handled() -> bool:
+    """Whether any handler sees what is traced now."""
+    return bool(_handlers.get())
 
 
 def tap(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Text generated: the prompt read at once, then token by token with cached keys and values, in one compiled program."""
+"""Text generated token by token with cached keys and values, in one compiled program."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,7 +8,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from jattn.layers.taps import handled, loop
 from jattn.models.language_model import DecodingState, LanguageModel
+
+
+class ReadPrompt(NamedTuple):
+    """Prompts that have been read, but for their last tokens: texts go on from here as often as one likes.
+
+    Attributes:
+      last: the last token of each prompt.
+      decoding: of the tokens before it, with room for what follows.
+    """
+
+    last: Int[Array, " batch"]
+    decoding: DecodingState
 
 
 class Generated(NamedTuple):
@@ -34,7 +47,8 @@ def generate(
 ) -> Generated:
     """Up to `steps` tokens that follow each prompt; fewer are computed once every text has stopped.
 
-    Compiled anew for other shapes, steps and stop tokens, not for another temperature or other lengths.
+    Compiled anew for other shapes, steps and stop tokens, not for another temperature or other lengths. Where a handler
+    of taps is present it is left to the caller to compile, as what was compiled before would not see the handler.
 
     Args:
       prompt: tokens, with padding behind them where prompts are of different lengths.
@@ -47,40 +61,52 @@ def generate(
     Raises:
       ValueError: an argument does not fit; named.
     """
-    batch, length = prompt.shape
-    if steps < 1 or length < 1:
-        raise ValueError(f"steps and the prompt's length must be at least 1; got {steps} and {length}")
-    most = model.config.positions
-    if most is not None and length + steps > most:
-        raise ValueError(f"prompt and steps must fit the model's {most} positions; got {length} and {steps}")
-    drawn = not isinstance(temperature, (int, float)) or temperature != 0
-    if drawn and key is None:
-        raise ValueError(f"key must be given to draw tokens at temperature {temperature}")
-    if lengths is None:
-        lengths = jnp.full(batch, length)
-    elif lengths.shape != (batch,):
-        raise ValueError(f"lengths must be of shape ({batch},); got {lengths.shape}")
+    _check(model, prompt, steps, lengths, temperature, key)
+    draws = None if key is None else (key, jnp.float32(temperature))
     graph, state = nnx.split(model)
-    draws = (key, jnp.float32(temperature)) if drawn else None
-    return _generate(graph, state, prompt, jnp.int32(lengths), draws, steps=steps, stop=stop, padding=padding)
+    run = _generate if handled() else _compiled
+    return run(graph, state, prompt, lengths, draws, steps=steps, stop=stop, padding=padding)
 
 
-@partial(jax.jit, static_argnames=("graph", "steps", "stop", "padding"))
-def _generate(
-    graph: Any,
-    state: nnx.State,
-    prompt: Array,
-    lengths: Array,
-    draws: tuple[Array, Array] | None,
-    *,
-    steps: int,
-    stop: tuple[int, ...],
-    padding: int,
-) -> Generated:
-    model = nnx.merge(graph, state)
+def read_prompt(
+    model: LanguageModel, prompt: Int[Array, "batch length"], steps: int, lengths: Int[Array, " batch"] | None = None
+) -> ReadPrompt:
+    """Prompts read once, with room for that many more tokens. It is the caller who compiles.
+
+    Args:
+      prompt, lengths: see `generate`.
+
+    Raises:
+      ValueError: as `generate`.
+    """
+    _check(model, prompt, steps, lengths, 0.0, None)
     batch, length = prompt.shape
+    lengths = jnp.full(batch, length) if lengths is None else lengths
+    decoding = model.empty_state(batch, length + steps, model.embedding.embedding[...].dtype)
+    if length > 1:  # the last is read when it is asked what follows it
+        _, decoding = model.extend(prompt[:, :-1], decoding, lengths - 1)
+    return ReadPrompt(jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], decoding)
 
-    def choose(features: Array, step: Array | int) -> Array:
+
+def continue_prompt(
+    model: LanguageModel,
+    read: ReadPrompt,
+    steps: int,
+    *,
+    draws: tuple[Key[Array, ""], Float[Array, ""]] | None = None,
+    stop: tuple[int, ...] = (),
+    padding: int = 0,
+) -> Generated:
+    """Up to `steps` tokens that follow each prompt, for which there must be room. It is the caller who compiles.
+
+    Sites of the model can be changed here, each token of the text by itself; they cannot be kept.
+
+    Args:
+      draws: key and temperature; None: the likeliest tokens are taken.
+      stop, padding: see `generate`.
+    """
+
+    def choose(features: Array, step: Array) -> Array:
         logits = model.logits(features)[:, 0]
         if draws is None:
             return logits.argmax(axis=-1)
@@ -88,13 +114,10 @@ def _generate(
         drawn = jax.random.categorical(jax.random.fold_in(key, step), logits.astype(jnp.float32) / temperature)
         return jnp.where(temperature == 0, logits.argmax(axis=-1), drawn)
 
-    def ends(token: Array) -> Array:
-        return jnp.isin(token, jnp.asarray(stop, token.dtype)) if stop else jnp.zeros(batch, bool)
-
     class Carry(NamedTuple):
         step: Array
-        tokens: Array
-        lengths: Array
+        last: Array
+        generated: Generated
         over: Array
         decoding: DecodingState
 
@@ -102,16 +125,47 @@ def _generate(
         return (carry.step < steps) & ~carry.over.all()
 
     def next_token(carry: Carry) -> Carry:
-        last = jax.lax.dynamic_index_in_dim(carry.tokens, carry.step - 1, 1)
-        features, decoding = model.extend(last, carry.decoding)
-        token = jnp.where(carry.over, padding, choose(features, carry.step))
-        tokens = jax.lax.dynamic_update_index_in_dim(carry.tokens, token, carry.step, 1)
-        return Carry(carry.step + 1, tokens, carry.lengths + ~carry.over, carry.over | ends(token), decoding)
+        with loop():
+            features, decoding = model.extend(carry.last[:, None], carry.decoding)
+            token = jnp.where(carry.over, padding, choose(features, carry.step)).astype(carry.last.dtype)
+        tokens = jax.lax.dynamic_update_index_in_dim(carry.generated.tokens, token, carry.step, 1)
+        generated = Generated(tokens, carry.generated.lengths + ~carry.over)
+        over = carry.over | jnp.isin(token, jnp.asarray(stop, token.dtype))
+        return Carry(carry.step + 1, token, generated, over, decoding)
 
-    empty = model.empty_state(batch, length + steps, model.embedding.embedding[...].dtype)
-    features, decoding = model.extend(prompt, empty, lengths)
-    first = choose(jnp.take_along_axis(features, lengths[:, None, None] - 1, axis=1), 0)
-    tokens = jnp.full((batch, steps), padding, first.dtype).at[:, 0].set(first)
-    begin = Carry(jnp.int32(1), tokens, jnp.ones(batch, jnp.int32), ends(first), decoding)
-    end = jax.lax.while_loop(go_on, next_token, begin)
-    return Generated(end.tokens, end.lengths)
+    batch = len(read.last)
+    nothing = Generated(jnp.full((batch, steps), padding, read.last.dtype), jnp.zeros(batch, jnp.int32))
+    begin = Carry(jnp.int32(0), read.last, nothing, jnp.zeros(batch, bool), read.decoding)
+    return jax.lax.while_loop(go_on, next_token, begin).generated
+
+
+def _generate(
+    graph: Any,
+    state: nnx.State,
+    prompt: Array,
+    lengths: Array | None,
+    draws: tuple[Array, Array] | None,
+    *,
+    steps: int,
+    stop: tuple[int, ...],
+    padding: int,
+) -> Generated:
+    model = nnx.merge(graph, state)
+    read = read_prompt(model, prompt, steps, lengths)
+    return continue_prompt(model, read, steps, draws=draws, stop=stop, padding=padding)
+
+
+_compiled = partial(jax.jit, static_argnames=("graph", "steps", "stop", "padding"))(_generate)
+
+
+def _check(model: LanguageModel, prompt: Array, steps: int, lengths: Array | None, temperature: Any, key: Any) -> None:
+    batch, length = prompt.shape
+    if steps < 1 or length < 1:
+        raise ValueError(f"steps and the prompt's length must be at least 1; got {steps} and {length}")
+    most = model.config.positions
+    if most is not None and length + steps > most:
+        raise ValueError(f"prompt and steps must fit the model's {most} positions; got {length} and {steps}")
+    if key is None and not (isinstance(temperature, (int, float)) and temperature == 0):
+        raise ValueError(f"key must be given to draw tokens at temperature {temperature}")
+    if lengths is not None and lengths.shape != (batch,):
+        raise ValueError(f"lengths must be of shape ({batch},); got {lengths.shape}")

@@ -1,0 +1,110 @@
+"""A small decoder trained to copy: asked with a token, it says those that followed it."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from experiments.retrieval_heads.config import Config, Trained
+from experiments.retrieval_heads.score import copied, retrieval_score
+from jattn.interpret import capture
+from jattn.models.language_model import LanguageModel, LanguageModelConfig
+from jattn.runs import Run
+from jattn.train import Fitted, Generated, create_state, fit
+
+
+class Copies(NamedTuple):
+    """Texts that end with a token of theirs and those that followed it.
+
+    Attributes:
+      begins: where in each text the needle, which the answer repeats, begins.
+    """
+
+    tokens: Int[Array, "batch length"]
+    begins: Int[Array, " batch"]
+
+
+class Found(NamedTuple):
+    """Of one decoder.
+
+    Attributes:
+      scores: retrieval score of every head, mean over the texts that are answered rightly.
+      accuracy: share of texts whose answer is right in every token.
+    """
+
+    scores: Float[np.ndarray, "layers heads"]
+    accuracy: float
+
+
+def build(part: Trained, rngs: nnx.Rngs) -> LanguageModel:
+    """The decoder."""
+    sizes = LanguageModelConfig(part.vocabulary, part.width, part.layers, part.heads, 4 * part.width)
+    return LanguageModel(sizes, rngs=rngs)
+
+
+def sample(part: Trained, count: int, key: Key[Array, ""]) -> Copies:
+    """Texts of tokens that differ, all but the asked one and its answer."""
+    words, places = jax.random.split(key)
+    keys = jax.random.split(words, count)
+    texts = jax.vmap(lambda key: jax.random.permutation(key, part.vocabulary)[: part.length])(keys)
+    begins = jax.random.randint(places, (count,), 1, part.length - part.copied + 1)
+    asked = begins[:, None] - 1 + jnp.arange(part.copied + 1)
+    return Copies(jnp.concatenate([texts, jnp.take_along_axis(texts, asked, axis=1)], axis=1), begins)
+
+
+def loss(part: Trained, model: LanguageModel, copies: Copies) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy of the answer's tokens, and how many of them are right."""
+    logits = model(copies.tokens[:, :-1])[:, part.length :]
+    answer = copies.tokens[:, part.length + 1 :]
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, answer).mean()
+    return nats, {"accuracy": (logits.argmax(axis=-1) == answer).mean()}
+
+
+def read(
+    part: Trained, model: LanguageModel, copies: Copies
+) -> tuple[Int[Array, "texts layers heads rows"], Bool[Array, "texts rows"]]:
+    """Which key every head reads most in the rows that answer, and whether they answer rightly."""
+    captured = capture(model, copies.tokens[:, :-1], statistics={"layers.*.attention.statistics": ("maximum",)})
+    layers = [captured.sites[f"layers.{layer}.attention.statistics"].argmax for layer in range(part.layers)]
+    argmax = jnp.stack(layers, axis=1)[..., part.length :]
+    right = captured.output[:, part.length :].argmax(axis=-1) == copies.tokens[:, part.length + 1 :]
+    return argmax, right
+
+
+def measure(config: Config, run: Run) -> tuple[list[Found], list[Found]]:
+    """Decoders trained, each seed its own, and the same before training."""
+    part, key, make = config.trained, jax.random.key(config.seed), partial(build, config.trained)
+    fitted = fit(
+        run,
+        "copying",
+        build=make,
+        loss=partial(loss, part),
+        optimiser=part.optimiser(),
+        data=Generated(partial(sample, part, part.batch_size)),
+        key=key,
+        schedule=part.schedule(),
+        seeds=config.seeds,
+    )
+    untrained = Fitted(*create_state(make, part.optimiser(), key, config.seeds), config.seeds)
+    copies = sample(part, part.tested, jax.random.fold_in(key, 1))
+    return _score(part, fitted, copies), _score(part, untrained, copies)
+
+
+def _score(part: Trained, fitted: Fitted, copies: Copies) -> list[Found]:
+    """Before training no answer is right; heads are then scored over all texts, by the tokens to be said."""
+    argmax, right = (np.asarray(each) for each in fitted.map(partial(read, part), shared=(copies,)))
+    tokens, found = np.asarray(copies.tokens), []
+    for seed in range(len(argmax)):
+        each = []
+        for text, begin, places in zip(tokens, np.asarray(copies.begins).tolist(), argmax[seed], strict=True):
+            hits = copied(places, text, text[part.length + 1 :], (begin, begin + part.copied))
+            each.append(retrieval_score(hits, places, part.copied))
+        whole = right[seed].all(axis=-1)
+        kept = whole if whole.any() else np.ones_like(whole)
+        found.append(Found(np.stack(each)[kept].mean(axis=0), float(whole.mean())))
+    return found

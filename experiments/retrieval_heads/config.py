@@ -17,15 +17,17 @@ class Trained:
 
     Attributes:
       vocabulary: tokens, all alike.
-      length: of a prompt before the answer.
+      length: of the tokens that are there to be copied.
       copied: tokens of an answer.
+      asked: questions behind them in training, each answered; heads are scored by texts with one.
       steps, batch_size, learning_rate: of training; in one program are `dispatch` steps.
       tested: prompts that heads are scored by.
     """
 
-    vocabulary: int = 128
-    length: int = 96
+    vocabulary: int = 64
+    length: int = 48
     copied: int = 6
+    asked: int = 8
     layers: int = 2
     width: int = 64
     heads: int = 4
@@ -95,7 +97,7 @@ class Config:
 
 
 LAPTOP = Config()
-SMALL = Trained(24, 16, 2, width=16, heads=2, steps=20, batch_size=4, dispatch=10, tested=4)
+SMALL = Trained(24, 16, 2, 2, width=16, heads=2, steps=20, batch_size=4, dispatch=10, tested=4)
 
 PRESETS = {
     "smoke": Preset(

@@ -19,14 +19,14 @@ from jattn.train import Fitted, Generated, create_state, fit
 
 
 class Copies(NamedTuple):
-    """Texts that end with a token of theirs and those that followed it.
+    """Texts behind which come tokens of theirs, each with those that followed it.
 
     Attributes:
-      begins: where in each text the needle, which the answer repeats, begins.
+      begins: where in each text the needles, which the answers repeat, begin.
     """
 
     tokens: Int[Array, "batch length"]
-    begins: Int[Array, " batch"]
+    begins: Int[Array, "batch asked"]
 
 
 class Found(NamedTuple):
@@ -47,22 +47,24 @@ def build(part: Trained, rngs: nnx.Rngs) -> LanguageModel:
     return LanguageModel(sizes, rngs=rngs)
 
 
-def sample(part: Trained, count: int, key: Key[Array, ""]) -> Copies:
-    """Texts of tokens that differ, all but the asked one and its answer."""
+def sample(part: Trained, count: int, asked: int, key: Key[Array, ""]) -> Copies:
+    """Texts of tokens that differ, and then some of them asked for again, each with those that followed it."""
     words, places = jax.random.split(key)
     keys = jax.random.split(words, count)
     texts = jax.vmap(lambda key: jax.random.permutation(key, part.vocabulary)[: part.length])(keys)
-    begins = jax.random.randint(places, (count,), 1, part.length - part.copied + 1)
-    asked = begins[:, None] - 1 + jnp.arange(part.copied + 1)
-    return Copies(jnp.concatenate([texts, jnp.take_along_axis(texts, asked, axis=1)], axis=1), begins)
+    begins = jax.random.randint(places, (count, asked), 1, part.length - part.copied + 1)
+    copies = (begins[..., None] - 1 + jnp.arange(part.copied + 1)).reshape(count, -1)
+    return Copies(jnp.concatenate([texts, jnp.take_along_axis(texts, copies, axis=1)], axis=1), begins)
 
 
 def loss(part: Trained, model: LanguageModel, copies: Copies) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy of the answer's tokens, and how many of them are right."""
+    """Cross-entropy of the answers' tokens, and how many of them are right."""
     logits = model(copies.tokens[:, :-1])[:, part.length :]
-    answer = copies.tokens[:, part.length + 1 :]
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, answer).mean()
-    return nats, {"accuracy": (logits.argmax(axis=-1) == answer).mean()}
+    said = copies.tokens[:, part.length + 1 :]
+    answers = (jnp.arange(said.shape[1]) + 1) % (part.copied + 1) > 0  # the others are the tokens asked with
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, said)
+    right = logits.argmax(axis=-1) == said
+    return nats.mean(where=answers), {"accuracy": right.mean(where=answers)}
 
 
 def read(
@@ -85,13 +87,13 @@ def measure(config: Config, run: Run) -> tuple[list[Found], list[Found]]:
         build=make,
         loss=partial(loss, part),
         optimiser=part.optimiser(),
-        data=Generated(partial(sample, part, part.batch_size)),
+        data=Generated(partial(sample, part, part.batch_size, part.asked)),
         key=key,
         schedule=part.schedule(),
         seeds=config.seeds,
     )
     untrained = Fitted(*create_state(make, part.optimiser(), key, config.seeds), config.seeds)
-    copies = sample(part, part.tested, jax.random.fold_in(key, 1))
+    copies = sample(part, part.tested, 1, jax.random.fold_in(key, 1))
     return _score(part, fitted, copies), _score(part, untrained, copies)
 
 
@@ -101,7 +103,7 @@ def _score(part: Trained, fitted: Fitted, copies: Copies) -> list[Found]:
     tokens, found = np.asarray(copies.tokens), []
     for seed in range(len(argmax)):
         each = []
-        for text, begin, places in zip(tokens, np.asarray(copies.begins).tolist(), argmax[seed], strict=True):
+        for text, begin, places in zip(tokens, np.asarray(copies.begins)[:, 0].tolist(), argmax[seed], strict=True):
             hits = copied(places, text, text[part.length + 1 :], (begin, begin + part.copied))
             each.append(retrieval_score(hits, places, part.copied))
         whole = right[seed].all(axis=-1)

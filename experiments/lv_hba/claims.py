@@ -1,7 +1,10 @@
 """What the paper claims, with the bars set before anything was run, and how each is measured.
 
 The paper: Yao, Yu, Zeng and Zhang, ICLR 2024, arXiv 2401.16164. Its figures are curves without numbers, and the code
-released with it never moves the hyperparameters of its support vector machine.
+released with it never moves the hyperparameters of its support vector machine: it drops the step. Two controls show
+what that step is worth. With the outer objective left out, only the inner problem's value function is followed, which
+ought not to move hyperparameters. Learned hyperparameters that are given to the samples in another order show what
+their values alone do.
 """
 
 import numpy as np
@@ -46,21 +49,77 @@ MOVES = Claim(
     "distance of the slack weights from where they started",
     "released code drops the step",
     Bar(low=1.0),
-    "the step dropped",
+    "the outer objective left out",
 )
 FALLS = Claim(
     "validation loss falls",
     "validation loss at the exact inner solution, at the end over the start",
     "curves of accuracy against time",
     Bar(high=0.4),
-    "the step dropped",
+    "the learned slack weights, shuffled among samples",
 )
 TESTED = Claim(
     "the machine is better",
     "share of wrong labels among test samples at the exact inner solution, at the start less the end",
     "test accuracy rises",
     Bar(low=0.005),
-    "the step dropped",
+    "the learned slack weights, shuffled among samples",
+)
+CLEANING_MOVES = Claim(
+    "cleaning moves the hyperparameters",
+    "digits with turned labels: distance of the slack weights from where they started",
+    "released code drops the step",
+    Bar(low=1.0),
+    "the outer objective left out",
+)
+CORRUPTED_DOWN = Claim(
+    "turned labels lose weight",
+    "share of the samples with turned labels whose slack weight is less than at the start",
+    "cleans data, 40 % of whose labels are turned",
+    Bar(low=0.7),
+    "share of the samples with right labels",
+)
+CLEANER = Claim(
+    "cleaning helps",
+    "share of wrong labels among test samples, of the best common slack weight less the learned ones",
+    "test accuracy rises",
+    Bar(low=0.02),
+    "random weights: the learned ones, shuffled among samples",
+)
+FIRST_TOY = Claim(
+    "the first toy is solved",
+    "hyper-objective after 1000 iterations as released, over its least value; outer variables of 0 give 0",
+    "converges where inner solutions are unique",
+    Bar(low=0.9),
+    "the outer objective left out",
+)
+ALL_ARRIVE = Claim(
+    "every method cleans",
+    "race on digits: the least share of the way to the hyper-objective without wrong labels, of all methods",
+    "not in the paper",
+    Bar(low=0.5),
+    "random search, for as many CPU seconds",
+)
+FASTER = Claim(
+    "LV-HBA is faster than AiPOD",
+    "race on the first toy: CPU seconds to 90 % of the way, over those of AiPOD",
+    "curves of error against time",
+    Bar(high=1.0),
+    "the slowest other method for coupled constraints over AiPOD",
+)
+BEATS_A_GRID = Claim(
+    "a penalty for each group helps",
+    "group lasso: test error over that of the best common radius on a grid",
+    "curves of error against time",
+    Bar(high=0.9),
+    "random search for a radius of each group, with as many tries",
+)
+AS_IMPLICIT = Claim(
+    "it ends where implicit gradients do",
+    "group lasso: validation loss over that after implicit differentiation",
+    "not in the paper",
+    Bar(high=1.1),
+    "the best common radius",
 )
 
 
@@ -101,10 +160,56 @@ def settle_toy(
     run.settle(EXTRAPOLATED, two / one, mean / one)
 
 
-def settle_machine(run: Run, learned: dict[str, Float[np.ndarray, "seeds records"]], dropped: dict) -> None:
-    """Judge the claims on the support vector machine, from a `Learned` of every split, and with the step dropped."""
-    run.settle(MOVES, learned["moved"][:, -1], dropped["moved"][:, -1])
-    fallen, falling = (each["exact"][:, -1] / each["exact"][:, 0] for each in (learned, dropped))
-    run.settle(FALLS, fallen, falling)
-    better, no_better = (each["test_error"][:, 0] - each["test_error"][:, -1] for each in (learned, dropped))
-    run.settle(TESTED, better, no_better)
+def settle_machine(
+    run: Run, learned: dict[str, Float[np.ndarray, "seeds ..."]], unguided: dict, compared: dict[str, np.ndarray]
+) -> None:
+    """Judge the claims on the support vector machine.
+
+    Args:
+      learned: a `Learned` of every split; `unguided`: with the outer objective left out.
+      compared: `Baselines` of every split.
+    """
+    loss, wrong = learned["exact"], learned["test_error"]
+    run.settle(MOVES, learned["moved"][:, -1], unguided["moved"][:, -1])
+    run.settle(FALLS, loss[:, -1] / loss[:, 0], compared["shuffled"][:, 0] / loss[:, 0])
+    run.settle(TESTED, wrong[:, 0] - wrong[:, -1], wrong[:, 0] - compared["shuffled"][:, 1])
+
+
+def settle_cleaning(
+    run: Run,
+    learned: dict[str, Float[np.ndarray, "seeds ..."]],
+    unguided: dict,
+    compared: dict[str, np.ndarray],
+    corrupted_down: Float[np.ndarray, " seeds"],
+    right_down: Float[np.ndarray, " seeds"],
+) -> None:
+    """Judge the claims on cleaning by a support vector machine; arguments as of `settle_machine`."""
+    run.settle(CLEANING_MOVES, learned["moved"][:, -1], unguided["moved"][:, -1])
+    run.settle(CORRUPTED_DOWN, corrupted_down, right_down)
+    common = compared["common"][:, 1]
+    run.settle(CLEANER, common - learned["test_error"][:, -1], common - compared["shuffled"][:, 1])
+
+
+def settle_digits_race(
+    run: Run, shares: dict[str, Float[np.ndarray, " instances"]], random: Float[np.ndarray, " instances"]
+) -> None:
+    """Judge the race on digits, by the share of the way of every method and of random search."""
+    least = min(shares, key=lambda name: shares[name].min())
+    run.settle(ALL_ARRIVE, np.min(list(shares.values()), axis=0), random, finding=f"least of {least}")
+
+
+def settle_toy_race(run: Run, seconds: dict[str, Float[np.ndarray, " instances"]]) -> None:
+    """Judge the race on the first toy, by seconds to 90 % of the way, inf if never; AiPOD and LVHBA are among them."""
+    with np.errstate(invalid="ignore"):  # two that never arrive
+        ratios = {name: each / seconds["AiPOD"] for name, each in seconds.items() if name != "AiPOD"}
+    others = [each for name, each in ratios.items() if name != "LVHBA"]
+    slowest = np.max(others, axis=0) if others else np.full(len(ratios["LVHBA"]), np.nan)
+    run.settle(FASTER, ratios["LVHBA"], slowest)
+
+
+def settle_group_lasso(run: Run, compared: dict[str, Float[np.ndarray, "seeds ..."]]) -> None:
+    """Judge the claims on the group lasso, from a `Compared` of every set of data."""
+    learned, common, searched = (compared[name] for name in ("learned", "common", "searched"))
+    run.settle(BEATS_A_GRID, learned[:, 1] / common[:, 1], searched[:, 1] / common[:, 1])
+    implicit = compared["differentiated"][:, 0]
+    run.settle(AS_IMPLICIT, learned[:, 0] / implicit, common[:, 0] / implicit)

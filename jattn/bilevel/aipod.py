@@ -28,19 +28,21 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jattn.bilevel.hypergradient import Hypergradient, second_order_products
+from jattn.bilevel.hypergradient_descent import HypergradientDescent, second_order_products
 from jattn.bilevel.method import State, value_at
 from jattn.bilevel.problem import Problem, Variables
 
 
 @dataclass(frozen=True)
-class AiPOD(Hypergradient):
+class AiPOD(HypergradientDescent):
     """AiPOD, with the series for v replaced by conjugate gradients from the last iteration's.
 
     Equalities must be affine in the inner variables, with a matrix that outer variables do not change and whose rows
     are linearly independent.
 
-    Memory beside that of all: "adjoint", an array of all inner variables.
+    Memory beside that of all: "adjoint", an array of all inner variables; "basis" and "triangle", Q and R of Aᵀ = QR,
+    by which projections are as exact as rounding allows: those by AAᵀ square the condition of A, and conjugate
+    gradients that leave the null space for it diverge.
 
     Attributes:
       adjoint_steps: conjugate gradient steps at most.
@@ -57,24 +59,26 @@ class AiPOD(Hypergradient):
             raise ValueError("problem.equality must be given: AiPOD is for equality constraints; got None")
 
     def carry_more(self, problem: Problem, outer: Variables, inner: Variables) -> dict[str, Any]:
-        return {"adjoint": jnp.zeros_like(ravel_pytree(inner)[0])}
+        flat, unravel = ravel_pytree(inner)
+        matrix = jax.jacrev(lambda flat: problem.equality(outer, unravel(flat)))(flat)  # type: ignore[misc]
+        basis, triangle = jnp.linalg.qr(matrix.T)
+        return {"adjoint": jnp.zeros_like(flat), "basis": basis, "triangle": triangle}
 
     def estimate(
         self, problem: Problem, state: State, key: Key[Array, ""]
     ) -> tuple[Variables, Variables, dict[str, Any]]:
         flat, unravel = ravel_pytree(state.inner)
+        basis, triangle = state.memory["basis"], state.memory["triangle"]
 
         def rows(outer: Variables, flat: Float[Array, " size"]) -> Float[Array, " rows"]:
             return problem.equality(outer, unravel(flat))  # type: ignore[misc]
 
-        matrix = jax.jacrev(rows, argnums=1)(state.outer, flat)
-        factor = jax.scipy.linalg.cho_factor(matrix @ matrix.T)
-
         def to_null_space(vector: Float[Array, " size"]) -> Float[Array, " size"]:
-            return vector - matrix.T @ jax.scipy.linalg.cho_solve(factor, matrix @ vector)
+            return vector - basis @ (basis.T @ vector)
 
         def to_set(vector: Float[Array, " size"]) -> Float[Array, " size"]:
-            return vector - matrix.T @ jax.scipy.linalg.cho_solve(factor, rows(state.outer, vector))
+            excess = rows(state.outer, vector)
+            return vector - basis @ jax.scipy.linalg.solve_triangular(triangle, excess, trans="T")
 
         step = value_at(self.inner_step, state.step)
 
@@ -100,7 +104,7 @@ class AiPOD(Hypergradient):
             maxiter=self.adjoint_steps,
         )
         cross, hessian = products(adjoint)
-        multipliers = jax.scipy.linalg.cho_solve(factor, matrix @ (right - hessian))
+        multipliers = jax.scipy.linalg.solve_triangular(triangle, basis.T @ (right - hessian))
         _, pull_back = jax.vjp(lambda outer: rows(outer, flat), state.outer)
         gradient = optax.tree.sub(optax.tree.sub(of_outer, cross), pull_back(multipliers)[0])
-        return gradient, inner, {"adjoint": adjoint}
+        return gradient, inner, {"adjoint": adjoint, "basis": basis, "triangle": triangle}

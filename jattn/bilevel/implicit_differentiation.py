@@ -19,14 +19,14 @@ import jax
 import optax
 from jaxtyping import Array, Key
 
-from jattn.bilevel.hypergradient import Hypergradient, descend, implicit_gradient, second_order_products
+from jattn.bilevel.hypergradient_descent import HypergradientDescent, descend, implicit_gradient, second_order_products
 from jattn.bilevel.method import Schedule, State, value_at
 from jattn.bilevel.problem import Problem, Variables
 from jattn.implicit import ConjugateGradient, solve_linear
 
 
 @dataclass(frozen=True)
-class ConjugateGradientAID(Hypergradient):
+class ConjugateGradientAID(HypergradientDescent):
     """The adjoint by conjugate gradients, from the last iteration's. The inner objective must be strongly convex.
 
     Memory beside that of all: "adjoint".
@@ -65,7 +65,7 @@ class ConjugateGradientAID(Hypergradient):
 
 
 @dataclass(frozen=True)
-class NeumannAID(Hypergradient):
+class NeumannAID(HypergradientDescent):
     """The adjoint by the first terms of the Neumann series η Σ (1 - ηH)ⁱ ∂F/∂y, all on one batch.
 
     Attributes:

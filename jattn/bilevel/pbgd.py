@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from jattn.bilevel.hypergradient import descend
+from jattn.bilevel.hypergradient_descent import descend
 from jattn.bilevel.method import Method, Schedule, State, value_at
 from jattn.bilevel.problem import Problem, Variables
 

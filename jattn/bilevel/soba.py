@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from jattn.bilevel.hypergradient import second_order_products
+from jattn.bilevel.hypergradient_descent import second_order_products
 from jattn.bilevel.method import Method, Schedule, State, value_at
 from jattn.bilevel.problem import Blocks, Problem, Variables
 

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, Float, Key
 
-from jattn.bilevel.hypergradient import Hypergradient, descend
+from jattn.bilevel.hypergradient_descent import HypergradientDescent, descend
 from jattn.bilevel.method import State, value_at
 from jattn.bilevel.problem import Problem, Variables
 
 
 @dataclass(frozen=True)
-class Unrolled(Hypergradient):
+class Unrolled(HypergradientDescent):
     """Reverse-mode differentiation through the inner steps of each iteration, or through the last of them.
 
     What is left out is a bias: the inverse Hessian is replaced by `differentiated` terms of its Neumann series.

@@ -219,6 +219,30 @@ def test_noise_averages_out(name: str) -> None:
         np.testing.assert_allclose(end(method, 2000, problem), QUADRATIC.answer(""), atol=0.1)
 
 
+def test_aipod_follows_the_hypergradient_where_rows_are_nearly_dependent() -> None:
+    """In float32, with a condition number that its square, 1e7, does not leave to normal equations."""
+    generator = np.random.default_rng(2)
+    left, right = (np.linalg.qr(generator.normal(size=(size, size)))[0] for size in (8, 10))
+    of_inner = left @ np.concatenate([np.diag(np.geomspace(1, 1 / 3000, 8)), np.zeros((8, 2))], axis=1) @ right
+    of_outer, target = of_inner @ generator.normal(size=(10, 3)), generator.normal(size=10)
+    problem = Problem(
+        lambda x, y: 0.5 * jnp.sum((y - target) ** 2),
+        lambda x, y: 0.5 * jnp.sum((y - 1) ** 2),
+        equality=lambda x, y: of_inner @ y + of_outer @ x,
+    )
+    solution = lambda x: 1 - np.linalg.pinv(of_inner) @ (of_inner.sum(1) + of_outer @ x)  # noqa: E731
+    slope = -np.linalg.pinv(of_inner) @ of_outer
+    method = AiPOD(10, 0.5, optax.sgd(1e-3))
+    update = jax.jit(lambda state: method.update(problem, state))
+    state = method.init(problem, jnp.ones(3), jnp.zeros(10), jax.random.key(0))
+    for _ in range(50):
+        x = np.asarray(state.outer, np.float64)
+        state = update(state)
+        np.testing.assert_allclose(state.inner, solution(x), atol=2e-2)
+        expected = slope.T @ (solution(x) - target)
+        np.testing.assert_allclose(state.memory["hypergradient"], expected, atol=2e-2 * np.linalg.norm(expected))
+
+
 def test_adam_moves_outer_variables() -> None:
     with jax.enable_x64(True):
         method = ConjugateGradientAID(10, 0.5, optax.adam(0.03))

@@ -13,7 +13,7 @@ from jattn.bilevel.problem import Problem, Variables
 
 
 @dataclass(frozen=True)
-class Hypergradient(Method):
+class HypergradientDescent(Method):
     """A method that moves outer variables by an estimate of the total derivative of their objective.
 
     Memory: "optimiser", "hypergradient" (the last estimate), and what the method adds.

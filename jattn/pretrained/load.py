@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from jattn.models.language_model import LanguageModel
+from jattn.pretrained import hugging_face
 from jattn.pretrained.files import find
 from jattn.pretrained.fill import Arrays, fill
 from jattn.pretrained.llama import gemma3_arrays, gemma3_config, llama_arrays, llama_config
@@ -36,10 +37,13 @@ class Family:
 
 
 FAMILIES = {
-    "llama": Family(LanguageModel, llama_config, llama_arrays),
-    "gemma3": Family(LanguageModel, gemma3_config, gemma3_arrays),
+    ("GGUF", "llama"): Family(LanguageModel, llama_config, llama_arrays),
+    ("GGUF", "gemma3"): Family(LanguageModel, gemma3_config, gemma3_arrays),
+    ("safetensors", "llama"): Family(LanguageModel, hugging_face.llama_config, hugging_face.llama_arrays),
+    ("safetensors", "gemma3_text"): Family(LanguageModel, hugging_face.gemma3_config, hugging_face.gemma3_arrays),
+    ("safetensors", "gpt2"): Family(LanguageModel, hugging_face.gpt2_config, hugging_face.gpt2_arrays),
 }
-"""By the name that a file or its config.json has for the architecture."""
+"""By the format of a file (`Weights.format`), and the name that it or its config.json has for the architecture."""
 
 
 def load(name: str, dtype: DTypeLike = jnp.float32) -> "tuple[Any, Tokenizer]":
@@ -69,9 +73,9 @@ def load_model(weights: Path | str, config: Path | str | None = None, dtype: DTy
     if config is not None:
         metadata |= json.loads(Path(config).read_bytes())
     kind = metadata.get("general.architecture") or metadata.get("model_type") or metadata.get("specification")
-    if kind not in FAMILIES:
-        raise ValueError(f"{opened.path}: the architecture must be among {', '.join(FAMILIES)}; got {kind!r:.50}")
-    family = FAMILIES[kind]
+    if (family := FAMILIES.get((opened.format, kind))) is None:
+        known = ", ".join(name for format, name in FAMILIES if format == opened.format)
+        raise ValueError(f"{opened.path}: the architecture must be among {known or 'none'}; got {kind!r:.50}")
     try:
         made = family.config(metadata, opened.tensors)
         return fill(lambda rngs: family.model(made, rngs=rngs), family.arrays(opened.tensors, made), dtype)

@@ -1,0 +1,116 @@
+"""Models against those of the library transformers on the same weights; its weights are random where small."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jattn.models.generate import generate
+from jattn.pretrained import find
+from jattn.pretrained.load import load_model
+from jattn.pretrained.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+torch = pytest.importorskip("torch")  # both come with jattn[bench]
+transformers = pytest.importorskip("transformers")
+
+BAR = 1e-4
+"""Of the largest difference of logits, relative to the largest logit, in float32."""
+GATED = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "head_dim": 16,
+    "num_hidden_layers": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+SMALL = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", GATED),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        GATED
+        | {
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 20,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {
+            "vocab_size": 97,
+            "n_embd": 48,
+            "n_layer": 2,
+            "n_head": 6,
+            "n_positions": 40,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
+}
+
+
+@jax.jit
+def forward(parts: Any, *arguments: Any) -> Any:
+    return nnx.merge(*parts)(*arguments)
+
+
+def error(found: Any, expected: Any) -> float:
+    expected = expected.detach().numpy()
+    return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
+
+
+def logits(model: Any, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(forward(nnx.split(model), jnp.asarray(tokens)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_random_decoders(name: str, tmp_path: Path) -> None:
+    kind, config, sizes = SMALL[name]
+    torch.manual_seed(0)
+    peer = getattr(transformers, kind)(getattr(transformers, config)(**sizes)).eval()
+    for parameter in peer.parameters():
+        parameter.data.normal_(0, 0.2)
+    peer.save_pretrained(tmp_path)
+    model = load_model(tmp_path / "model.safetensors", tmp_path / "config.json")
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 12))
+    assert error(logits(model, tokens), peer(torch.tensor(tokens)).logits) < BAR
+    expected = peer.generate(torch.tensor(tokens), max_new_tokens=8, do_sample=False)[:, 12:]
+    np.testing.assert_array_equal(generate(model, jnp.asarray(tokens), 8).tokens, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2-135m", "gemma3-270m"])
+def test_real_decoders(name: str) -> None:
+    """Logits of a text longer than Gemma's window; greedy continuations; bfloat16 near float32."""
+    try:
+        files = find(name)
+    except FileNotFoundError as absent:
+        pytest.skip(str(absent))
+    path = files.weights
+    peer = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    peer.eval()
+    tokenizer = load_tokenizer(path)
+    text = tokenizer.encode(Path(__file__).read_text()).ids
+    model = load_model(path)
+    assert len(text) > 600
+    tokens = np.array([text[:600]])
+    with torch.no_grad():
+        expected = peer(torch.tensor(tokens)).logits
+        continued = peer.generate(torch.tensor(tokens[:, :40]), max_new_tokens=20, do_sample=False)[:, 40:]
+    found = logits(model, tokens)
+    assert error(found, expected) < BAR
+    np.testing.assert_array_equal(generate(model, jnp.asarray(tokens[:, :40]), 20).tokens, continued)
+    half = logits(load_model(path, dtype=jnp.bfloat16), tokens).astype(np.float32)
+    assert np.sqrt(((half - found) ** 2).mean() / (found**2).mean()) < 0.1
+    assert (half.argmax(-1) == found.argmax(-1)).mean() > 0.8

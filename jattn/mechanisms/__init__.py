@@ -10,6 +10,7 @@ from jattn.mechanisms.bi_level_routing import (
 )
 from jattn.mechanisms.causal_routing import RoutingState, causal_routing_attention, causal_routing_step
 from jattn.mechanisms.causal_self_attention import CausalSelfAttention
+from jattn.mechanisms.full_attention import FullAttention
 from jattn.mechanisms.landmark import (
     grouped_attention,
     grouped_softmax,
@@ -36,6 +37,7 @@ from jattn.mechanisms.routing import RoutingAttention, RoutingDecoding, routing_
 __all__ = [
     "BiLevelRoutingAttention",
     "CausalSelfAttention",
+    "FullAttention",
     "GatedLinearAttention",
     "HeadRouting",
     "LandmarkAttention",

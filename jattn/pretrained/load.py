@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
+from jattn.models.encoder import Encoder
 from jattn.models.language_model import LanguageModel
 from jattn.pretrained import hugging_face
+from jattn.pretrained.bert import bert_arrays, bert_config
 from jattn.pretrained.files import find
 from jattn.pretrained.fill import Arrays, fill
 from jattn.pretrained.llama import gemma3_arrays, gemma3_config, llama_arrays, llama_config
@@ -41,6 +43,7 @@ FAMILIES = {
     ("GGUF", "gemma3"): Family(LanguageModel, gemma3_config, gemma3_arrays),
     ("safetensors", "llama"): Family(LanguageModel, hugging_face.llama_config, hugging_face.llama_arrays),
     ("safetensors", "gemma3_text"): Family(LanguageModel, hugging_face.gemma3_config, hugging_face.gemma3_arrays),
+    ("safetensors", "bert"): Family(Encoder, bert_config, bert_arrays),
     ("safetensors", "gpt2"): Family(LanguageModel, hugging_face.gpt2_config, hugging_face.gpt2_arrays),
 }
 """By the format of a file (`Weights.format`), and the name that it or its config.json has for the architecture."""

@@ -114,3 +114,33 @@ def test_real_decoders(name: str) -> None:
     half = logits(load_model(path, dtype=jnp.bfloat16), tokens).astype(np.float32)
     assert np.sqrt(((half - found) ** 2).mean() / (found**2).mean()) < 0.1
     assert (half.argmax(-1) == found.argmax(-1)).mean() > 0.8
+
+
+@pytest.mark.slow
+def test_real_sentence_encoder() -> None:
+    """Sentences of different lengths, padded together."""
+    try:
+        files = find("minilm-l6")
+    except FileNotFoundError as absent:
+        pytest.skip(str(absent))
+    assert files.tokenizer is not None
+    tokenizer = load_tokenizer(files.tokenizer)
+    tokenizer.enable_padding()
+    sentences = [
+        "A man is playing a guitar.",
+        "Somebody plays an instrument on the stage in front of many people.",
+        "Interest rates rose again.",
+    ]
+    encoded = tokenizer.encode_batch(sentences)
+    tokens, inside = (np.array([getattr(each, name) for each in encoded]) for name in ("ids", "attention_mask"))
+    peer = transformers.BertModel.from_pretrained(files.weights.parent).eval()
+    expected = peer(torch.tensor(tokens), attention_mask=torch.tensor(inside)).last_hidden_state
+    model = load_model(files.weights, files.config)
+    lengths = jnp.asarray(inside.sum(axis=1))
+    found = forward(nnx.split(model), jnp.asarray(tokens), lengths)
+    assert error(found[inside == 1], expected[inside == 1]) < BAR
+    mean = (expected * torch.tensor(inside)[..., None]).sum(1) / torch.tensor(inside).sum(1, keepdim=True)
+    embedded = np.asarray(model.embed_sentences(jnp.asarray(tokens), lengths))
+    assert error(embedded, torch.nn.functional.normalize(mean, dim=1)) < BAR
+    alike = embedded @ embedded.T
+    assert alike[0, 1] > 0.3 > alike[0, 2]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jattn.bench.peers import decoder_of_transformers
 from jattn.models.generate import generate
 from jattn.pretrained import find
 from jattn.pretrained.load import load_model
@@ -98,11 +99,10 @@ def test_real_decoders(name: str) -> None:
     except FileNotFoundError as absent:
         pytest.skip(str(absent))
     path = files.weights
-    peer = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    peer.eval()
     tokenizer = load_tokenizer(path)
     text = tokenizer.encode(Path(__file__).read_text()).ids
     model = load_model(path)
+    peer = decoder_of_transformers(path, model.config)
     assert len(text) > 600
     tokens = np.array([text[:600]])
     with torch.no_grad():

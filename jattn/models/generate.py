@@ -10,6 +10,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from jattn.layers.taps import handled, loop
 from jattn.models.language_model import DecodingState, LanguageModel
+from jattn.models.speech import SpeechDecoder, SpeechState
+
+Model = LanguageModel | SpeechDecoder
+State = DecodingState | SpeechState
 
 
 class ReadPrompt(NamedTuple):
@@ -21,7 +25,7 @@ class ReadPrompt(NamedTuple):
     """
 
     last: Int[Array, " batch"]
-    decoding: DecodingState
+    decoding: State
 
 
 class Generated(NamedTuple):
@@ -35,10 +39,11 @@ class Generated(NamedTuple):
 
 
 def generate(
-    model: LanguageModel,
+    model: Model,
     prompt: Int[Array, "batch length"],
     steps: int,
     *,
+    state: State | None = None,
     lengths: Int[Array, " batch"] | None = None,
     temperature: float | Float[Array, ""] = 0.0,
     key: Key[Array, ""] | None = None,
@@ -52,6 +57,8 @@ def generate(
 
     Args:
       prompt: tokens, with padding behind them where prompts are of different lengths.
+      state: what was read or heard before the prompt, with room for prompt and steps; None: nothing, which a language
+        model alone can go on from.
       lengths: tokens of each prompt without padding; None: there is none.
       temperature: tokens are drawn from softmax(logits / temperature); of 0, the likeliest is taken.
       key: of the draws, needed unless the temperature is 0.
@@ -63,9 +70,11 @@ def generate(
     """
     _check(model, prompt, steps, lengths, temperature, key)
     draws = None if key is None else (key, jnp.float32(temperature))
-    graph, state = nnx.split(model)
+    if state is None and not isinstance(model, LanguageModel):
+        raise ValueError("state must be given to a decoder that listens; got None")
+    graph, parameters = nnx.split(model)
     run = _generate if handled() else _compiled
-    return run(graph, state, prompt, lengths, draws, steps=steps, stop=stop, padding=padding)
+    return run(graph, parameters, prompt, state, lengths, draws, steps=steps, stop=stop, padding=padding)
 
 
 def read_prompt(
@@ -81,15 +90,21 @@ def read_prompt(
     """
     _check(model, prompt, steps, lengths, 0.0, None)
     batch, length = prompt.shape
+    return _read_on(
+        model, model.empty_state(batch, length + steps, model.embedding.embedding[...].dtype), prompt, lengths
+    )
+
+
+def _read_on(model: Model, decoding: State, prompt: Array, lengths: Array | None) -> ReadPrompt:
+    batch, length = prompt.shape
     lengths = jnp.full(batch, length) if lengths is None else lengths
-    decoding = model.empty_state(batch, length + steps, model.embedding.embedding[...].dtype)
     if length > 1:  # the last is read when it is asked what follows it
         _, decoding = model.extend(prompt[:, :-1], decoding, lengths - 1)
     return ReadPrompt(jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], decoding)
 
 
 def continue_prompt(
-    model: LanguageModel,
+    model: Model,
     read: ReadPrompt,
     steps: int,
     *,
@@ -119,7 +134,7 @@ def continue_prompt(
         last: Array
         generated: Generated
         over: Array
-        decoding: DecodingState
+        decoding: State
 
     def go_on(carry: Carry) -> Array:
         return (carry.step < steps) & ~carry.over.all()
@@ -141,8 +156,9 @@ def continue_prompt(
 
 def _generate(
     graph: Any,
-    state: nnx.State,
+    parameters: nnx.State,
     prompt: Array,
+    state: State | None,
     lengths: Array | None,
     draws: tuple[Array, Array] | None,
     *,
@@ -150,15 +166,15 @@ def _generate(
     stop: tuple[int, ...],
     padding: int,
 ) -> Generated:
-    model = nnx.merge(graph, state)
-    read = read_prompt(model, prompt, steps, lengths)
+    model = nnx.merge(graph, parameters)
+    read = read_prompt(model, prompt, steps, lengths) if state is None else _read_on(model, state, prompt, lengths)
     return continue_prompt(model, read, steps, draws=draws, stop=stop, padding=padding)
 
 
 _compiled = partial(jax.jit, static_argnames=("graph", "steps", "stop", "padding"))(_generate)
 
 
-def _check(model: LanguageModel, prompt: Array, steps: int, lengths: Array | None, temperature: Any, key: Any) -> None:
+def _check(model: Model, prompt: Array, steps: int, lengths: Array | None, temperature: Any, key: Any) -> None:
     batch, length = prompt.shape
     if steps < 1 or length < 1:
         raise ValueError(f"steps and the prompt's length must be at least 1; got {steps} and {length}")

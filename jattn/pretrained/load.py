@@ -11,6 +11,7 @@ from jaxtyping import DTypeLike
 
 from jattn.models.encoder import Encoder
 from jattn.models.language_model import LanguageModel
+from jattn.models.speech import SpeechModel
 from jattn.pretrained import hugging_face
 from jattn.pretrained.bert import bert_arrays, bert_config
 from jattn.pretrained.files import find
@@ -18,6 +19,7 @@ from jattn.pretrained.fill import Arrays, fill
 from jattn.pretrained.llama import gemma3_arrays, gemma3_config, llama_arrays, llama_config
 from jattn.pretrained.tokenizer import load_tokenizer
 from jattn.pretrained.weights import open_weights
+from jattn.pretrained.whisper import whisper_arrays, whisper_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,6 +46,7 @@ FAMILIES = {
     ("safetensors", "llama"): Family(LanguageModel, hugging_face.llama_config, hugging_face.llama_arrays),
     ("safetensors", "gemma3_text"): Family(LanguageModel, hugging_face.gemma3_config, hugging_face.gemma3_arrays),
     ("safetensors", "bert"): Family(Encoder, bert_config, bert_arrays),
+    ("CTranslate2", "WhisperSpec"): Family(SpeechModel, whisper_config, whisper_arrays),
     ("safetensors", "gpt2"): Family(LanguageModel, hugging_face.gpt2_config, hugging_face.gpt2_arrays),
 }
 """By the format of a file (`Weights.format`), and the name that it or its config.json has for the architecture."""

@@ -95,7 +95,7 @@ def read_prompt(
     )
 
 
-def _read_on(model: Model, decoding: State, prompt: Array, lengths: Array | None) -> ReadPrompt:
+def _read_on(model: Model, decoding: Any, prompt: Array, lengths: Array | None) -> ReadPrompt:
     batch, length = prompt.shape
     lengths = jnp.full(batch, length) if lengths is None else lengths
     if length > 1:  # the last is read when it is asked what follows it
@@ -134,7 +134,7 @@ def continue_prompt(
         last: Array
         generated: Generated
         over: Array
-        decoding: State
+        decoding: Any
 
     def go_on(carry: Carry) -> Array:
         return (carry.step < steps) & ~carry.over.all()

@@ -79,7 +79,7 @@ def load_model(weights: Path | str, config: Path | str | None = None, dtype: DTy
     if config is not None:
         metadata |= json.loads(Path(config).read_bytes())
     kind = metadata.get("general.architecture") or metadata.get("model_type") or metadata.get("specification")
-    if (family := FAMILIES.get((opened.format, kind))) is None:
+    if (family := FAMILIES.get((opened.format, str(kind)))) is None:
         known = ", ".join(name for format, name in FAMILIES if format == opened.format)
         raise ValueError(f"{opened.path}: the architecture must be among {known or 'none'}; got {kind!r:.50}")
     try:

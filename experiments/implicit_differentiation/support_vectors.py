@@ -65,12 +65,17 @@ def split(seed: int, width: int, training: int) -> Data:
 
 def dual(x: Float[Array, "rows classes"], theta: Float[Array, ""], rows: Array, labels: Array) -> Float[Array, ""]:
     """½‖Xᵀ(Y - x)‖² + θ <x, Y>."""
-    return 0.5 * ((rows.T @ (labels - x)) ** 2).sum() + theta * (x * labels).sum()
+    return 0.5 * (_classes_by_features(x, rows, labels) ** 2).sum() + theta * (x * labels).sum()
 
 
 def weights(x: Float[Array, "rows classes"], theta: Float[Array, ""], rows: Array, labels: Array) -> Array:
     """W, features by classes."""
-    return rows.T @ (labels - x) / theta
+    return _classes_by_features(x, rows, labels).T / theta
+
+
+def _classes_by_features(x: Array, rows: Array, labels: Array) -> Float[Array, "classes features"]:
+    """(Y - x)ᵀX, so that neither this product nor its derivatives have X transposed: XLA would do so in every step."""
+    return (labels - x).T @ rows
 
 
 def solver(name: str, steps: int) -> implicit.Iteration:
@@ -249,6 +254,6 @@ def _by_rows(steps: int) -> implicit.Iteration:
             new = implicit.projections.simplex(old - (theta * label - row @ scaled) / (row @ row))
             return scaled - row[:, None] * (new - old), new
 
-        return jax.lax.scan(one, rows.T @ (labels - x), (x, rows, labels))[1]
+        return jax.lax.scan(one, _classes_by_features(x, rows, labels).T, (x, rows, labels))[1]
 
     return implicit.Iteration(step, steps)

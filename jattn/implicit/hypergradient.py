@@ -46,12 +46,14 @@ class HypergradientState:
     Attributes:
       inner: inner variables.
       adjoint: u with Aᵀu = ∂ outer objective/∂ inner.
+      moved: what the last step changed both by; None without extrapolation.
       value, change, largest: the last outer objective, its last change, and the largest one.
       step: outer steps taken.
     """
 
     inner: Any
     adjoint: Any
+    moved: Any
     value: Float[Array, ""]
     change: Float[Array, ""]
     largest: Float[Array, ""]
@@ -86,6 +88,7 @@ class Hypergradient:
       condition: of inner and outer variables.
       solver: (init, outer, tolerance) -> inner variables.
       tolerances: of each step.
+      extrapolate: start each step from where the last two lead, rather than from the last.
       most: iterations of a linear solve at most.
     """
 
@@ -93,6 +96,7 @@ class Hypergradient:
     condition: Condition
     solver: Callable[[Any, Any, Float[Array, ""]], Any]
     tolerances: Tolerances = field(default_factory=Tolerances)
+    extrapolate: bool = False
     most: int = 1000
 
     def init(self, inner: Any) -> HypergradientState:
@@ -100,7 +104,8 @@ class Hypergradient:
         dtype = optax.tree.norm(inner).dtype
         nothing, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
         adjoint = jax.tree.map(jnp.zeros_like, inner)
-        return HypergradientState(inner, adjoint, infinite, infinite, nothing, jnp.int32(0))
+        moved = (adjoint, adjoint) if self.extrapolate else None
+        return HypergradientState(inner, adjoint, moved, infinite, infinite, nothing, jnp.int32(0))
 
     def step(
         self, state: HypergradientState, outer: Any
@@ -112,7 +117,9 @@ class Hypergradient:
             jnp.clip(loosest * part, tightest, loosest).astype(state.change.dtype)
             for loosest, tightest in (self.tolerances.inner, self.tolerances.adjoint)
         )
-        inner = self.solver(state.inner, outer, inner_tolerance)
+        solved = state.inner, state.adjoint
+        starts = jax.tree.map(jnp.add, solved, state.moved) if self.extrapolate else solved
+        inner = self.solver(starts[0], outer, inner_tolerance)
         value, (by_inner, direct) = jax.value_and_grad(self.objective, (0, 1))(inner, outer)
         sign = self.condition.sign
         adjoint, report = solve_linear(
@@ -120,7 +127,7 @@ class Hypergradient:
             by_inner,
             structure=self.condition.structure,
             solver=self._linear_solver(adjoint_tolerance),
-            start=state.adjoint,
+            start=starts[1],
         )
         _, pull = jax.vjp(lambda outer: self.condition.residual(inner, outer), outer)
         (through,) = pull(adjoint)
@@ -128,7 +135,11 @@ class Hypergradient:
         change = jnp.where(state.step == 0, jnp.inf, jnp.abs(value - state.value))
         largest = jnp.where(state.step == 0, state.largest, jnp.maximum(state.largest, change))
         made = certificate(self.condition, inner, outer)
-        after = HypergradientState(inner, adjoint, value, change, largest, state.step + 1)
+        moved = None
+        if self.extrapolate:  # but not from where step 0 began, which solved nothing
+            later = (state.step > 0).astype(value.dtype)
+            moved = jax.tree.map(lambda new, old: later * (new - old), (inner, adjoint), solved)
+        after = HypergradientState(inner, adjoint, moved, value, change, largest, state.step + 1)
         return (
             value,
             gradient,
@@ -194,6 +205,7 @@ def hypergradient(
     solver: Callable[[Any, Any, Float[Array, ""]], Any],
     *,
     tolerances: Tolerances | None = None,
+    extrapolate: bool = False,
     most: int = 1000,
 ) -> Hypergradient:
     """d objective(inner(outer), outer)/d outer over outer steps that each start from what the last one solved.
@@ -210,7 +222,9 @@ def hypergradient(
       condition: zero at the inner solution.
       solver: of the inner problem, from where it starts to a tolerance of its own kind, which is traced.
       tolerances: of inner solver and linear solve; they tighten as the outer objective settles.
+      extrapolate: start inner solver and linear solve from x + (x - the x before): fewer steps where outer variables
+        move smoothly, but not for inner variables with a domain, such as of logarithms, which this may leave.
       most: iterations of a linear solve at most.
     """
     tolerances = Tolerances() if tolerances is None else tolerances
-    return Hypergradient(objective, as_condition(condition), solver, tolerances, most)
+    return Hypergradient(objective, as_condition(condition), solver, tolerances, extrapolate, most)

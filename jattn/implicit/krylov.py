@@ -44,30 +44,35 @@ def conjugate_gradient(
       precondition: v -> M⁻¹ v with M symmetric positive definite and near A; the identity if None.
       most: iterations at most; also stops where A is found not to be positive definite.
     """
-    precondition = precondition or (lambda vector: vector)
     limit = tolerance * jnp.linalg.norm(right)
     x = jnp.zeros_like(right) if start is None else start
     residual = right if start is None else right - product(start)
-    ahead = precondition(residual)
+
+    def measured(residual: Vector) -> tuple[Vector, Array, Array]:
+        """M⁻¹ r, <r, M⁻¹ r> and <r, r>, which are one number without M."""
+        squared = residual @ residual
+        if precondition is None:
+            return residual, squared, squared
+        ahead = precondition(residual)
+        return ahead, residual @ ahead, squared
 
     def unfinished(carry: tuple) -> Array:
-        _, residual, _, ratio, count = carry
-        return (jnp.linalg.norm(residual) > limit) & (count < most) & (ratio > 0)
+        *_, size, squared, count = carry
+        return (jnp.sqrt(squared) > limit) & (count < most) & (size > 0)
 
     def step(carry: tuple) -> tuple:
-        x, residual, direction, size, count = carry
+        x, residual, direction, size, _, count = carry
         image = product(direction)
         curvature = direction @ image
         sound = curvature > 0
         rate = jnp.where(sound, size / jnp.where(sound, curvature, 1), 0)
         x, residual = x + rate * direction, residual - rate * image
-        ahead = precondition(residual)
-        after = residual @ ahead
+        ahead, after, squared = measured(residual)
         direction = ahead + after / size * direction
-        return x, residual, direction, jnp.where(sound, after, -1), count + 1
+        return x, residual, direction, jnp.where(sound, after, -1), squared, count + 1
 
-    first = (x, residual, ahead, residual @ ahead, jnp.int32(0))
-    x, residual, _, _, count = jax.lax.while_loop(unfinished, step, first)
+    ahead, size, squared = measured(residual)
+    x, residual, *_, count = jax.lax.while_loop(unfinished, step, (x, residual, ahead, size, squared, jnp.int32(0)))
     return x, _report(residual, right, count)
 
 

@@ -99,6 +99,17 @@ def test_what_is_carried_saves_work_and_changes_nothing_else() -> None:
     assert few[1:].sum() < 0.8 * many[1:].sum()
 
 
+def test_extrapolation_saves_more_work_and_changes_nothing_else() -> None:
+    tolerances = Tolerances((1e-6, 1e-6), (1e-4, 1e-4))
+    found = [
+        outer_run(hypergradient(validation, stationary(training), downhill, tolerances=tolerances, extrapolate=each), 30)
+        for each in (False, True)
+    ]
+    (last, few, _), (ahead, fewer, _) = found
+    np.testing.assert_allclose(ahead, last, rtol=1e-4)
+    assert fewer[2:].sum() < 0.9 * few[2:].sum()
+
+
 def test_tolerances_follow_the_outer_objective() -> None:
     """As loose as may be at first, as tight as may be once it settles; the loss reached is that of exact steps."""
     problem = hypergradient(validation, stationary(training), downhill)

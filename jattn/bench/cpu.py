@@ -24,7 +24,11 @@ def gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
 
 def timed(function: Callable[..., Any], arguments: Sequence[Any]) -> Timed:
     """A program compiled for those arguments, any pytrees of arrays, to be timed."""
-    compiled = jax.jit(function).lower(*arguments).compile()
+    return timed_program(jax.jit(function).lower(*arguments).compile(), arguments)
+
+
+def timed_program(compiled: Any, arguments: Sequence[Any]) -> Timed:
+    """A compiled program, to be timed."""
 
     def measure() -> float:
         began = time.process_time()

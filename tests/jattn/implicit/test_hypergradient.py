@@ -102,11 +102,13 @@ def test_what_is_carried_saves_work_and_changes_nothing_else() -> None:
 def test_extrapolation_saves_more_work_and_changes_nothing_else() -> None:
     tolerances = Tolerances((1e-6, 1e-6), (1e-4, 1e-4))
     found = [
-        outer_run(hypergradient(validation, stationary(training), downhill, tolerances=tolerances, extrapolate=each), 30)
-        for each in (False, True)
+        outer_run(
+            hypergradient(validation, stationary(training), downhill, tolerances=tolerances, extrapolate=ahead), 30
+        )
+        for ahead in (False, True)
     ]
-    (last, few, _), (ahead, fewer, _) = found
-    np.testing.assert_allclose(ahead, last, rtol=1e-4)
+    (last, few, _), (led, fewer, _) = found
+    np.testing.assert_allclose(led, last, rtol=1e-4)
     assert fewer[2:].sum() < 0.9 * few[2:].sum()
 
 

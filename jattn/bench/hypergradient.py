@@ -61,7 +61,7 @@ def gradients_of(case: Case, tolerance: float = COLD) -> dict[str, Callable[...,
     return {name: _with_outer(case, solver) for name, solver in solvers.items()}
 
 
-def truth(case: Case) -> jax.Array:
+def truth(case: Case) -> np.ndarray:
     """The hypergradient in double precision, from tolerances that leave nothing to be seen in single."""
     with jax.enable_x64(True):
         whole = jax.jit(_with_outer(case, _ours(case, 1e-10, "raise", 1e-12)))
@@ -131,7 +131,7 @@ def _measured(function: Callable[..., Any], arguments: tuple, want: np.ndarray) 
 
 
 def _one_gradient(case: Case) -> Iterator[dict[str, Any]]:
-    arguments, want = (case.penalties, case.start), np.asarray(truth(case))
+    arguments, want = (case.penalties, case.start), truth(case)
     tried = {name: _measured(function, arguments, want) for name, function in gradients_of(case).items()}
     found = {name: each for name, each in tried.items() if each is not None}
     seconds = interleave({name: timed_program(each.program, arguments) for name, each in found.items()}, ROUNDS)

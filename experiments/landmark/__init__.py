@@ -2,28 +2,33 @@
 
     jattn run landmark        two arms, three seeds, then long text in chunks, with blocks retrieved, drawn, and none
 
-The text is the reference of Python and the source of its standard library; no corpus of the paper's is to be had. The
-paper's fine-tuned models and its pass keys are left out.
+The text is the reference of Python and the source of its standard library; no corpus of the paper's is to be had. For
+pass keys the model that the text trained is tuned; `--parts pass_key` leaves out the rest. The paper's fine-tuned
+models are left out.
 
-Read in this order: config, model, measure, claims, figures.
+Read in this order: config, model, measure, pass_key, claims, figures.
 """
 
 import logging
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
-from experiments.landmark import claims, figures
+from experiments.landmark import claims, figures, pass_key
 from experiments.landmark.config import ARMS, LANDMARK, PLAIN, PRESETS, Config
-from experiments.landmark.measure import by_place, by_place_in_chunks, share_fetched, weights_by_block
-from experiments.landmark.model import bits_by_place, build, landmark_losses, losses_of, windowed
+from experiments.landmark.measure import bits_in_chunks, share_fetched, weights_by_block
+from experiments.landmark.model import BY_LANDMARKS, NONE, bits_by_place, build, losses_of, windowed
 from jattn.data.byte_windows import ByteText, byte_text
+from jattn.data.corpus import Document
 from jattn.data.text import python_library
 from jattn.distributed import batch_mesh
 from jattn.models.decoder import next_token_losses
 from jattn.runs import Experiment, Paper, Run
-from jattn.train import Fitted, create_state, fit
+from jattn.train import Fitted, create_state, fit, mapped
 from jattn.train.curves import curves_through_training
 from jattn.train.language import bits_per_byte, byte_batches, language_loss
 
@@ -31,47 +36,54 @@ log = logging.getLogger("jattn")
 
 
 def run(config: Config, run: Run) -> None:
-    """Train both arms on the same batches, read long windows of other documents, judge."""
+    """Train the landmark model, then part after part."""
     corpus = python_library()
     windows = {"validation_windows": config.validation_windows, "test_windows": config.test_windows}
     text = byte_text(corpus.documents, config.length, **windows)
-    long_text = byte_text(corpus.documents, config.long_length, **windows)
-    fitted = {arm: _train(run, config, text, arm) for arm in ARMS}
+    trained = _train(run, config, text, LANDMARK)
+    results = {"corpus": {"name": corpus.name, "digest": corpus.digest, "bytes to train on": len(text.train)}}
+    if "text" in config.parts:
+        results |= _text(run, config, text, byte_text(corpus.documents, config.long_length, **windows).test, trained)
+        run.save_results(results)
+    if "pass_key" in config.parts:
+        results |= _pass_key(run, config, corpus.documents, text, trained)
+        run.save_results(results)
+
+
+def _text(
+    run: Run, config: Config, text: ByteText, long_windows: Int[Array, "windows length"], trained: Fitted
+) -> dict[str, Any]:
+    """Train the plain arm on the same batches, read long windows of other documents, judge."""
+    fitted = {LANDMARK: trained, PLAIN: _train(run, config, text, PLAIN)}
     state = create_state(
         partial(build, config, LANDMARK), config.optimiser(), jax.random.key(config.seed), config.seeds
     )
     untrained = Fitted(*state, config.seeds)
     log.info("measuring on %d windows of %d bytes", config.test_windows, config.long_length)
-    short = {arm: by_place(fitted[arm], losses_of(config, arm), text.test) for arm in ARMS}
-    long: dict[str, np.ndarray] = {}
-    *fewer, most = config.top_k
-    ways = {f"retrieved, {top_k}": (top_k, None) for top_k in fewer}
-    ways |= {"retrieved": (most, None), "local": (0, None), "random": (most, 0), "other random": (most, config.layers)}
-    for name, way in ways.items():
+    at_once = {arm: mapped(partial(bits_by_place, losses_of(config, arm))) for arm in ARMS}
+    short = {arm: np.asarray(at_once[arm](fitted[arm], shared=(text.test,)), np.float64) for arm in ARMS}
+    in_chunks = {top_k: mapped(partial(bits_in_chunks, config, top_k)) for top_k in config.top_k}
+
+    def chunks(of: Fitted, top_k: int, way: int) -> np.ndarray:
         run.stop_if_asked()
-        long[name] = by_place_in_chunks(fitted[LANDMARK], config, long_text.test, *way)
-        log.info("%s: %.4f bits per byte", name, long[name].mean())
-    long[PLAIN] = by_place(fitted[PLAIN], next_token_losses, long_text.test)
+        return np.asarray(in_chunks[top_k](of, shared=(long_windows, way)), np.float64)
+
+    *fewer, most = config.top_k
+    long = {f"retrieved, {top_k}": chunks(trained, top_k, BY_LANDMARKS) for top_k in fewer}
+    ways = {"retrieved": BY_LANDMARKS, "local": NONE, "random": 0, "other random": config.layers}
+    long |= {name: chunks(trained, most, way) for name, way in ways.items()}
+    for name, bits in long.items():
+        log.info("%s: %.4f bits per byte", name, bits.mean())
+    long[PLAIN] = np.asarray(at_once[PLAIN](fitted[PLAIN], shared=(long_windows,)), np.float64)
     window = fitted[PLAIN].map(
         lambda model, windows: bits_by_place(next_token_losses, windowed(config, model), windows),
-        shared=(long_text.test,),
+        shared=(long_windows,),
     )
     long["plain, windowed"] = np.asarray(window, np.float64)
-    before = {
-        name: by_place_in_chunks(untrained, config, long_text.test, *ways[name]) for name in ("retrieved", "local")
-    }
-    before["short"] = by_place(untrained, partial(landmark_losses, config.block), text.test)
+    before = {name: chunks(untrained, most, ways[name]) for name in ("retrieved", "local")}
+    before["short"] = np.asarray(at_once[LANDMARK](untrained, shared=(text.test,)), np.float64)
     claims.settle(run, short, long, before, config.length)
-    read = weights_by_block(fitted[LANDMARK], config, text.test[:4])
-    run.save_results(
-        {
-            "corpus": {"name": corpus.name, "digest": corpus.digest, "bytes to train on": len(text.train)},
-            "bits per byte, short": {name: bits.mean(axis=1).tolist() for name, bits in short.items()},
-            "bits per byte, long": {name: bits.mean(axis=1).tolist() for name, bits in long.items()},
-            "share of finished blocks fetched at the end": {k: share_fetched(config, k) for k in config.top_k},
-            "weight by blocks back, seeds by layers": read.tolist(),
-        }
-    )
+    read = weights_by_block(trained, config, text.test[:4])
     run.figure(
         "bits",
         curves_through_training(run, ARMS, "bits", "bits per byte"),
@@ -79,6 +91,38 @@ def run(config: Config, run: Run) -> None:
     )
     run.figure("long", figures.bits_by_place(config, long), "Bits per byte by place in long windows of test documents.")
     run.figure("distance", figures.weight_by_distance(read), "How much is read of blocks by their distance.")
+    return {
+        "bits per byte, short": {name: bits.mean(axis=1).tolist() for name, bits in short.items()},
+        "bits per byte, long": {name: bits.mean(axis=1).tolist() for name, bits in long.items()},
+        "share of finished blocks fetched at the end": {k: share_fetched(config, k) for k in config.top_k},
+        "weight by blocks back, seeds by layers": read.tolist(),
+    }
+
+
+def _pass_key(
+    run: Run, config: Config, documents: Sequence[Document], text: ByteText, trained: Fitted
+) -> dict[str, Any]:
+    """Tune on windows with pass keys, ask for those in windows of other documents, judge."""
+    settings = config.pass_key
+    tuned = pass_key.tune(run, config, text.train, trained)
+    digits_right = mapped(partial(pass_key.digits_right, config))
+    right: dict[str, np.ndarray] = {}
+    for length in settings.lengths:
+        found = byte_text(documents, length, validation_windows=1, test_windows=settings.windows).test
+        windows = pass_key.tested_windows(config, found)
+        measured = {f"retrieved, {length} bytes": (tuned, BY_LANDMARKS)}
+        if length == settings.lengths[-1]:
+            measured |= {"local": (tuned, NONE), "random": (tuned, 0), "before tuning": (trained, BY_LANDMARKS)}
+        for name, (fitted, way) in measured.items():
+            run.stop_if_asked()
+            right[name] = np.asarray(digits_right(fitted, shared=(windows, way)))
+            log.info("%s: %.3f of keys, %.3f of digits", name, right[name].all(axis=-1).mean(), right[name].mean())
+    claims.settle_pass_key(run, right, settings.lengths[-1])
+    return {
+        "share of keys read off": {name: each.all(axis=-1).mean(axis=1).tolist() for name, each in right.items()},
+        "share of digits": {name: each.mean(axis=(1, 2)).tolist() for name, each in right.items()},
+        "keys read off by place of the note": right[f"retrieved, {settings.lengths[-1]} bytes"].all(axis=-1).tolist(),
+    }
 
 
 def _train(run: Run, config: Config, text: ByteText, arm: str) -> Fitted:

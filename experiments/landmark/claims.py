@@ -6,7 +6,7 @@ and library.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jattn.runs import Bar, Claim, Run
 
@@ -41,6 +41,21 @@ TRAINS_AS_WELL = Claim(
     "before training",
 )
 
+PASS_KEY = Claim(
+    "a pass key is read from far",
+    "share of keys of 5 digits written without a mistake at the end of windows several times as long as in training",
+    "a tuned LLaMA-7B reads about all to 16K tokens and 98 % at 32K",
+    Bar(low=0.8),
+    "no block retrieved",
+)
+ONLY_RETRIEVED = Claim(
+    "a pass key is read by what is retrieved",
+    "share of its digits that are right with no block retrieved, where chance has 0.1",
+    "near nothing past the length of training without landmarks",
+    Bar(high=0.2),
+    "blocks retrieved",
+)
+
 
 def settle(
     run: Run, short: dict[str, ByPlace], long: dict[str, ByPlace], before: dict[str, ByPlace], trained_on: int
@@ -60,6 +75,22 @@ def settle(
     run.settle(NO_BLOW_UP, rise(long["retrieved"], trained_on), rise(long["plain"], trained_on), told)
     landmark, plain = short["landmark"].mean(axis=1), short["plain"].mean(axis=1)
     run.settle(TRAINS_AS_WELL, 2 ** (landmark - plain), 2 ** (earlier["short"] - plain))
+
+
+def settle_pass_key(run: Run, right: dict[str, Bool[np.ndarray, "seeds windows digits"]], length: int) -> None:
+    """Judge the claims of pass keys.
+
+    Args:
+      right: which digits are right: "retrieved, {length} bytes", "local", and others to tell of.
+      length: of the windows that claims are on.
+    """
+    keys = {name: each.all(axis=-1).mean(axis=1) for name, each in right.items()}
+    digits = {name: each.mean(axis=(1, 2)) for name, each in right.items()}
+    told = ", ".join(f"{name} {keys[name].mean():.3f} ({digits[name].mean():.3f})" for name in right)
+    told = f"share of keys (of digits): {told}"
+    retrieved = f"retrieved, {length} bytes"
+    run.settle(PASS_KEY, keys[retrieved], keys["local"], told)
+    run.settle(ONLY_RETRIEVED, digits["local"], digits[retrieved], told)
 
 
 def rise(bits: ByPlace, trained_on: int) -> Float[np.ndarray, " seeds"]:

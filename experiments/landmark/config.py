@@ -9,6 +9,45 @@ from jattn.train import Schedule, adamw_with_warm_up
 
 LANDMARK, PLAIN = "landmark", "plain"
 ARMS = (LANDMARK, PLAIN)
+PARTS = ("text", "pass_key")
+
+
+@dataclass(frozen=True)
+class PassKey:
+    """A key that is put into text and asked for at its end (`experiments.landmark.pass_key`).
+
+    Attributes:
+      length: bytes that a window of tuning predicts.
+      batch_size, learning_rate, steps: of tuning with AdamW, as the training before.
+      lengths: bytes that windows of the test predict, read in chunks; claims are on the last.
+      windows: of each length.
+    """
+
+    length: int = 128
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+    steps: int = 400
+    lengths: tuple[int, ...] = (256, 2048)
+    windows: int = 16
+    steps_per_dispatch: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"pass_key.{name} must be at least 1; got {getattr(self, name)}")
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError(f"pass_key.lengths must rise; got {self.lengths}")
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.steps, self.steps_per_dispatch, self.steps_per_dispatch, self.steps_per_dispatch)
+
+    def optimiser(self, weight_decay: float) -> optax.GradientTransformation:
+        """AdamW, after a warm-up of a twentieth down to a fifth of the learning rate."""
+        return adamw_with_warm_up(
+            self.learning_rate, max(1, self.steps // 20), self.steps, lowest=self.learning_rate / 5, b2=0.95,
+            weight_decay=weight_decay,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -16,6 +55,7 @@ class Config:
     """Everything that decides a run's numbers.
 
     Attributes:
+      parts: that are run; pass keys take the landmark model that the text trains.
       width, layers, heads, hidden: of the decoder.
       block: bytes between landmarks.
       length: bytes that a window of training predicts.
@@ -31,6 +71,7 @@ class Config:
       steps_per_dispatch, evaluate_every, checkpoint_every: see jattn.train.Schedule.
     """
 
+    parts: tuple[str, ...] = PARTS
     width: int = 128
     layers: int = 2
     heads: int = 4
@@ -52,8 +93,11 @@ class Config:
     steps_per_dispatch: int = 25
     evaluate_every: int = 150
     checkpoint_every: int = 150
+    pass_key: PassKey = PassKey()
 
     def __post_init__(self) -> None:
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"parts must be some of {PARTS}; got {self.parts}")
         for name in ("layers", "block", "length", "chunk", "batch_size", "validation_windows", "test_windows", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
@@ -92,11 +136,13 @@ class Config:
 LAPTOP = Config()
 SMOKE = replace(
     LAPTOP, width=16, heads=2, hidden=24, layers=1, block=3, length=32, long_length=64, chunk=8, top_k=(1,), steps=20,
-    validation_windows=4, test_windows=4, seeds=2, steps_per_dispatch=10, evaluate_every=10, checkpoint_every=20,
+    validation_windows=4, test_windows=4, seeds=2, steps_per_dispatch=10, evaluate_every=20, checkpoint_every=20,
+    pass_key=PassKey(batch_size=2, steps=10, lengths=(128,), windows=2, steps_per_dispatch=10),
 )  # fmt: skip
 PAPER = replace(
     LAPTOP, width=1024, layers=12, heads=8, hidden=4096, block=50, length=502, long_length=4016, chunk=250, top_k=(2,),
     batch_size=128, devices=16, weight_decay=0.001, steps=240_000, seeds=1, evaluate_every=1000, checkpoint_every=5000,
+    pass_key=PassKey(512, 128, 2e-4, 15_000, (512, 4096, 16_384), 100),
 )  # fmt: skip
 
 PRESETS = {

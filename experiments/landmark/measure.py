@@ -11,26 +11,15 @@ from experiments.landmark.model import LANDMARK_ID, bits_by_place, chunked_losse
 from jattn.mechanisms import grouped_softmax_weights, insert_landmarks, is_landmark
 from jattn.models.decoder import Decoder
 from jattn.train import Fitted
-from jattn.train.language import Losses, over_windows
+from jattn.train.language import over_windows
 
 
-def by_place(
-    fitted: Fitted, losses: Losses, windows: Int[Array, "windows length"]
-) -> Float[np.ndarray, "seeds predicted"]:
-    """Bits of every place in a window, all read at once."""
-    return np.asarray(fitted.map(partial(bits_by_place, losses), shared=(windows,)), np.float64)
-
-
-def by_place_in_chunks(
-    fitted: Fitted, config: Config, windows: Int[Array, "windows length"], top_k: int, drawing: int | None = None
-) -> Float[np.ndarray, "seeds predicted"]:
-    """The same read in chunks, with so many blocks that landmarks choose, or that are drawn."""
+def bits_in_chunks(
+    config: Config, top_k: int, model: Decoder, windows: Int[Array, "windows length"], way: Int[Array, ""]
+) -> Float[Array, " predicted"]:
+    """Mean bits of every place in windows read in chunks, with so many blocks chosen in a way of `ExchangedBlocks`."""
     losses = partial(chunked_losses, config.block, config.chunk)
-
-    def bits(model: Decoder, windows: Array) -> Array:
-        return bits_by_place(losses, retrieving(config, model, top_k, drawing), windows)
-
-    return np.asarray(fitted.map(bits, shared=(windows,)), np.float64)
+    return bits_by_place(losses, retrieving(config, model, top_k, way), windows)
 
 
 def weights_by_block(

@@ -16,6 +16,8 @@ from jattn.models.landmark_decoder import read_in_chunks
 from jattn.train.language import Losses, over_windows
 
 LANDMARK_ID = 256
+BY_LANDMARKS, NONE = -2, -1
+"""Ways to choose blocks; a number from 0 on draws them."""
 
 
 class WindowAttention(CausalSelfAttention):
@@ -32,19 +34,33 @@ class WindowAttention(CausalSelfAttention):
         return kernels.attention(query, key, value, mask=kernels.masks.Window(self.span - 1, 0, "start"))
 
 
-class RandomBlocks(LandmarkAttention):
-    """Landmark attention that retrieves finished blocks at random, others for every token, head and chunk."""
+class ExchangedBlocks(LandmarkAttention):
+    """Landmark attention that reads other blocks than its landmarks choose, as an array says: all ways are one program.
 
-    drawing: int = 0
+    Attributes:
+      way: BY_LANDMARKS, NONE, or from 0 on finished blocks at random, others for every token, head and chunk.
+    """
+
+    way: Int[Array, ""] | int = 0
 
     def choose(
         self, query: Float[Array, "batch length heads head_dim"], cache: LandmarkCache
     ) -> Int[Array, "batch length heads top_k"]:
-        key = jax.random.fold_in(jax.random.key(self.drawing), cache.count)
         capacity = cache.key.shape[1]
-        drawn = jax.random.uniform(key, (*query.shape[:3], capacity))
-        drawn = jnp.where(jnp.arange(capacity) < cache.count, drawn, -1)
-        return jnp.sort(jax.lax.top_k(drawn, self.top_k)[1], axis=-1)
+
+        def by_landmarks() -> Array:
+            return super(ExchangedBlocks, self).choose(query, cache)
+
+        def none() -> Array:
+            return jnp.full((*query.shape[:3], self.top_k), capacity)
+
+        def at_random() -> Array:
+            key = jax.random.fold_in(jax.random.key(self.way), cache.count)
+            drawn = jax.random.uniform(key, (*query.shape[:3], capacity))
+            drawn = jnp.where(jnp.arange(capacity) < cache.count, drawn, -1)
+            return jnp.sort(jax.lax.top_k(drawn, self.top_k)[1], axis=-1)
+
+        return jax.lax.switch(jnp.minimum(self.way, 0) - BY_LANDMARKS, [by_landmarks, none, at_random])
 
 
 def build(config: Config, arm: str, rngs: nnx.Rngs) -> Decoder:
@@ -58,17 +74,16 @@ def build(config: Config, arm: str, rngs: nnx.Rngs) -> Decoder:
     return _decoder(config, attention, rngs)
 
 
-def retrieving(config: Config, model: Decoder, top_k: int, drawing: int | None = None) -> Decoder:
-    """The trained landmark model with another number of blocks to read, or blocks drawn at random."""
+def retrieving(config: Config, model: Decoder, top_k: int, way: Int[Array, ""] | int) -> Decoder:
+    """The trained landmark model with another number of blocks to read, chosen in a way of `ExchangedBlocks`."""
 
     def attention(width: int, heads: int, layer: int, rngs: nnx.Rngs) -> nnx.Module:
-        if drawing is None:
-            return LandmarkAttention(width, heads, config.block, top_k, rngs=rngs)
-        random = RandomBlocks(width, heads, config.block, top_k, rngs=rngs)
-        random.drawing = layer + drawing
-        return random
+        return ExchangedBlocks(width, heads, config.block, top_k, rngs=rngs)
 
-    return _with_parameters(nnx.eval_shape(lambda: _decoder(config, attention, nnx.Rngs(0))), model)
+    exchanged = _with_parameters(nnx.eval_shape(lambda: _decoder(config, attention, nnx.Rngs(0))), model)
+    for layer, block in enumerate(exchanged.blocks):
+        block.attention.way = jnp.where(way < 0, way, way + layer)
+    return exchanged
 
 
 def windowed(config: Config, model: Decoder) -> Decoder:
@@ -103,10 +118,17 @@ def chunked_losses(
 ) -> Float[Array, "batch predicted"]:
     """The same, read in chunks: what is past is retrieved."""
     tokens = insert_landmarks(windows, block, LANDMARK_ID)
+    return _of_bytes(chunked_logits(chunk, model, tokens), tokens, block)
+
+
+def chunked_logits(
+    chunk: int, model: Decoder, tokens: Int[Array, "batch length"]
+) -> Float[Array, "batch predicted vocabulary"]:
+    """Logits of every token and landmark but the first, read in chunks."""
     read = tokens.shape[1] - 1
     # What fills up the last chunk comes behind all that is predicted.
     filled = jnp.pad(tokens[:, :-1], [(0, 0), (0, -read % chunk)])
-    return _of_bytes(read_in_chunks(model, filled, chunk)[:, :read], tokens, block)
+    return read_in_chunks(model, filled, chunk)[:, :read]
 
 
 def _of_bytes(

@@ -1,6 +1,6 @@
 """Training: one loop for every model, with checkpoints, resuming and many seeds at once."""
 
-from jattn.train.loop import Fitted, NonFiniteError, Schedule, fit
+from jattn.train.loop import Fitted, NonFiniteError, Schedule, fit, mapped
 from jattn.train.optimiser import adamw_with_warm_up
 from jattn.train.state import Generated, TrainState, create_state
 
@@ -13,4 +13,5 @@ __all__ = [
     "adamw_with_warm_up",
     "create_state",
     "fit",
+    "mapped",
 ]

@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grain
@@ -94,13 +95,27 @@ class Fitted:
           arguments: pytrees of arrays, with a leading seed axis where there are seeds.
           shared: pytrees of arrays that all seeds get whole.
         """
+        return mapped(function)(self, *arguments, shared=shared)
 
-        def apply(parameters: nnx.State, others: nnx.State, *arguments: Any) -> Any:
-            return function(nnx.merge(self.graph, parameters, others), *arguments)
 
-        if self.seeds is not None:
-            apply = jax.vmap(apply, in_axes=(*(0 for _ in range(2 + len(arguments))), *(None for _ in shared)))
-        return jax.jit(apply)(self.state.parameters, self.state.others, *arguments, *shared)
+def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`Fitted.map` of a function, as (fitted, *arguments, shared=()) -> results: one program for all models alike."""
+
+    @partial(jax.jit, static_argnums=(0, 1, 2))
+    def apply(graph: nnx.GraphDef, seeds: int | None, own: int, *arrays: Any) -> Any:
+        def one(parameters: nnx.State, others: nnx.State, *arguments: Any) -> Any:
+            return function(nnx.merge(graph, parameters, others), *arguments)
+
+        axes = (*(0 for _ in range(own)), *(None for _ in arrays[own:]))
+        return (one if seeds is None else jax.vmap(one, in_axes=axes))(*arrays)
+
+    def over(fitted: Fitted, *arguments: Any, shared: tuple[Any, ...] = ()) -> Any:
+        state = fitted.state
+        return apply(
+            fitted.graph, fitted.seeds, 2 + len(arguments), state.parameters, state.others, *arguments, *shared
+        )
+
+    return over
 
 
 def fit(

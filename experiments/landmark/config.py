@@ -24,9 +24,9 @@ class PassKey:
     """
 
     length: int = 128
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 3e-3
-    steps: int = 400
+    steps: int = 800
     lengths: tuple[int, ...] = (256, 2048)
     windows: int = 16
     steps_per_dispatch: int = 50

@@ -80,7 +80,7 @@ def sample(
 def tuning_loss(
     block: int, model: Decoder, batch: tuple[Int[Array, "batch length"], Int[Array, " batch"]]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Nats per byte, and besides those of the key's digits where they can be known: again in the note, and at the end."""
+    """Nats per byte, and besides those of the key's digits where they can be known: again in the note, and at last."""
     windows, starts = batch
     nats = landmark_losses(block, model, windows)
     # The first byte is not predicted.

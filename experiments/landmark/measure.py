@@ -15,7 +15,7 @@ from jattn.train.language import over_windows
 
 
 def bits_in_chunks(
-    config: Config, top_k: int, model: Decoder, windows: Int[Array, "windows length"], way: Int[Array, ""]
+    config: Config, top_k: int, model: Decoder, windows: Int[Array, "windows length"], way: Int[Array, ""] | int
 ) -> Float[Array, " predicted"]:
     """Mean bits of every place in windows read in chunks, with so many blocks chosen in a way of `ExchangedBlocks`."""
     losses = partial(chunked_losses, config.block, config.chunk)

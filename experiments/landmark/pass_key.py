@@ -69,7 +69,7 @@ def last_start(length: int) -> int:
 
 def sample(
     text: UInt8[Array, " bytes"], length: int, batch: int, key: Key[Array, ""]
-) -> tuple[Int[Array, "batch length+1"], Int[Array, " batch"]]:
+) -> tuple[Int[Array, "{batch} {length}+1"], Int[Array, " {batch}"]]:
     """Windows from anywhere in the text with notes anywhere before the question, and where the notes begin."""
     of_text, of_keys, of_starts = jax.random.split(key, 3)
     starts = jax.random.randint(of_starts, (batch,), 0, last_start(length) + 1)
@@ -118,7 +118,7 @@ def tested_windows(config: Config, windows: Int[Array, "windows length"]) -> Int
 
 
 def digits_right(
-    config: Config, model: Decoder, windows: Int[Array, "windows length"], way: Int[Array, ""]
+    config: Config, model: Decoder, windows: Int[Array, "windows length"], way: Int[Array, ""] | int
 ) -> Bool[Array, "windows digits"]:
     """Which digits of the answer are the most likely bytes, if the text and the digits before them are read in chunks.
 

@@ -13,7 +13,9 @@ from experiments.landmark import EXPERIMENT, claims
 from experiments.landmark.config import ARMS, LANDMARK, PLAIN, PRESETS
 from experiments.landmark.measure import weights_by_block
 from experiments.landmark.model import (
-    RandomBlocks,
+    BY_LANDMARKS,
+    NONE,
+    ExchangedBlocks,
     build,
     chunked_losses,
     landmark_losses,
@@ -21,6 +23,7 @@ from experiments.landmark.model import (
     retrieving,
     windowed,
 )
+from jattn.mechanisms import LandmarkAttention
 from jattn.models.decoder import next_token_losses
 from jattn.runs import open_run
 from jattn.train import Fitted, create_state
@@ -56,7 +59,7 @@ def test_what_is_left_out_is_not_read(way: str) -> None:
     """In one layer, late bytes do not depend on early ones."""
     other = BYTES.at[:, :12].set(7)
     if way == "local":
-        model = retrieving(SMOKE, build(SMOKE, LANDMARK, nnx.Rngs(0)), 0)
+        model = retrieving(SMOKE, build(SMOKE, LANDMARK, nnx.Rngs(0)), 1, NONE)
 
         def losses(model, tokens):
             return chunked_losses(SMOKE.block, SMOKE.chunk, model, tokens)
@@ -67,14 +70,22 @@ def test_what_is_left_out_is_not_read(way: str) -> None:
     assert np.abs(have[:, :12] - changed[:, :12]).min(axis=1).max() > 0
 
 
-def test_random_blocks_are_finished_ones_and_differ() -> None:
-    attention = RandomBlocks(16, 2, 3, 2, rngs=nnx.Rngs(0))
-    cache = attention.empty_cache(1, 9)._replace(count=jnp.int32(5))
-    chosen = np.asarray(attention.choose(jnp.zeros((1, 50, 2, 8)), cache)).reshape(-1, 2)
-    assert (chosen[:, 0] < chosen[:, 1]).all()
-    assert set(chosen.reshape(-1)) == set(range(5))
-    attention.drawing = 1
-    assert (np.asarray(attention.choose(jnp.zeros((1, 50, 2, 8)), cache)).reshape(-1, 2) != chosen).any()
+def test_blocks_are_chosen_in_every_way() -> None:
+    """Random ones are finished ones and differ; none is none of them; by landmarks they are those of the attention."""
+    attention, own = (kind(16, 2, 3, 2, rngs=nnx.Rngs(0)) for kind in (ExchangedBlocks, LandmarkAttention))
+    query, landmarks = (jax.random.normal(jax.random.key(i), (1, 50 - 41 * i, 2, 8)) for i in (0, 1))
+    cache = attention.empty_cache(1, 9)._replace(count=jnp.int32(5), landmark=landmarks)
+
+    def chosen(way: int) -> np.ndarray:
+        attention.way = way
+        return np.asarray(attention.choose(query, cache)).reshape(-1, 2)
+
+    drawn = chosen(0)
+    assert (drawn[:, 0] < drawn[:, 1]).all()
+    assert set(drawn.reshape(-1)) == set(range(5))
+    assert (chosen(1) != drawn).any()
+    assert chosen(NONE).min() >= 5
+    np.testing.assert_array_equal(chosen(BY_LANDMARKS), np.asarray(own.choose(query, cache)).reshape(-1, 2))
 
 
 def test_weights_by_block_are_shares() -> None:
@@ -113,6 +124,7 @@ def test_claims_on_planted_bits(tmp_path: Path) -> None:
     [
         ({"top_k": ()}, r"top_k must be at least one number from 1; got \(\)"),
         ({"long_length": 100}, "long_length must be a multiple of twice length = 32; got 100"),
+        ({"parts": ("text", "books")}, "parts must be some of"),
         ({"chunk": 64}, "positions must stay within the 42 of training"),
     ],
 )
@@ -124,5 +136,5 @@ def test_bad_settings_are_named(change: dict, complaint: str) -> None:
 def test_the_smoke_preset_runs(tmp_path: Path) -> None:
     with open_run(EXPERIMENT, "smoke", SMOKE, tmp_path / "run", quiet=True) as run:
         EXPERIMENT.run(SMOKE, run)
-        assert len(run.verdicts) == 4
+        assert len(run.verdicts) == 6
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.svg")} == {"bits", "long", "distance"}

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,8 @@ from jattn.train.step import Loss, build_dispatch, checked_names
 
 log = logging.getLogger("jattn")
 
-Evaluate = Callable[[Any], Mapping[str, Array]]
-"""model -> metrics, scalars or arrays; compiled, and mapped over seeds where there are seeds."""
+Evaluate = Callable[..., Mapping[str, Array]]
+"""(model, *data) -> metrics, scalars or arrays; compiled, and mapped over seeds where there are seeds."""
 
 
 LEAVES_NAMED = 8
@@ -81,11 +81,23 @@ class Fitted:
     Attributes:
       graph: the model's structure; `nnx.merge(graph, state.parameters, state.others)` is the model.
       state: the last state; its arrays have a leading seed axis when there were seeds.
+      evaluation: the training's, compiled.
     """
 
     graph: nnx.GraphDef
     state: TrainState
     seeds: int | None
+    evaluation: Callable[..., Any] | None = None
+
+    def evaluate(self, *data: Any) -> Any:
+        """What was evaluated through training, on other data: of the same shapes it is the same program.
+
+        Raises:
+          ValueError: nothing was.
+        """
+        if self.evaluation is None:
+            raise ValueError("fit must have been given what to evaluate; got None")
+        return self.evaluation(self, shared=data)
 
     def map(self, function: Callable[..., Any], *arguments: Any, shared: tuple[Any, ...] = ()) -> Any:
         """function(model, *arguments, *shared), compiled; with seeds, for each seed's model and its arguments.
@@ -130,6 +142,7 @@ def fit(
     schedule: Schedule,
     seeds: int | None = None,
     evaluate: Evaluate | None = None,
+    evaluate_on: tuple[Any, ...] = (),
     parameters: nnx.State | None = None,
     mesh: Mesh | None = None,
 ) -> Fitted:
@@ -141,7 +154,8 @@ def fit(
       loss: (model, batch) -> (scalar, metrics). Every seed's own.
       data: batches generated in the program, or a Grain iterator of batches, whose position is checkpointed.
       seeds: train that many models side by side in one program; None for a single one without a seed axis.
-      evaluate: model -> metrics, called as the schedule says.
+      evaluate: (model, *data) -> metrics, called as the schedule says.
+      evaluate_on: its data, pytrees of arrays.
       parameters: where training begins, instead of at what `build` draws: those of an earlier stage, say
         `fitted.state.parameters`.
       mesh: devices over which each batch is cut, of `jattn.distributed.batch_mesh`; metrics and running statistics
@@ -158,11 +172,11 @@ def fit(
     stream = None if isinstance(data, Generated) else data
     dispatch = build_dispatch(graph, loss, optimiser, generated, seeds, mesh)
     state = state if mesh is None else on_every_device(state, mesh)
-    evaluation = _Evaluation(graph, evaluate, seeds)
+    evaluation = None if evaluate is None else mapped(evaluate)
     with run.stage(name, keep=schedule.keep, best=schedule.best) as stage:
         restored = stage.restore(state)
         if restored is None:
-            measured = _evaluate(stage, 0, evaluation, state)
+            measured = _evaluate(stage, 0, evaluation, Fitted(graph, state, seeds), evaluate_on)
             if schedule.best is not None and schedule.best.metric not in measured:
                 raise ValueError(f"best.metric must be one of {sorted(measured)}; got {schedule.best.metric!r}")
         else:
@@ -192,7 +206,8 @@ def fit(
                 stage.metrics.write(step, {k: v.mean(axis=0) for k, v in jax.device_get(trace.metrics).items()})
                 last = step == schedule.steps
                 evaluating = last or step % schedule.evaluate_every == 0
-                measured = _evaluate(stage, step, evaluation, state) if evaluating else {}
+                now = Fitted(graph, state, seeds)
+                measured = _evaluate(stage, step, evaluation, now, evaluate_on) if evaluating else {}
                 progress.update(step, float(np.mean(trace.metrics["loss"])))
                 stopping = bool(run.stop_request) and not last  # looked at once: a signal may come at any moment
                 if last or step % schedule.checkpoint_every == 0 or stopping:
@@ -200,27 +215,18 @@ def fit(
                 if stopping:
                     stage.wait()
                     run.stop_if_asked()
-    return Fitted(graph, on_one_device(state), seeds)
+    return Fitted(graph, on_one_device(state), seeds, evaluation)
 
 
-class _Evaluation:
-    """The user's evaluation, compiled, its metrics named apart from the training's."""
-
-    def __init__(self, graph: nnx.GraphDef, evaluate: Evaluate | None, seeds: int | None):
-        def one(parameters: nnx.State, others: nnx.State) -> dict[str, Array]:
-            if evaluate is None:
-                return {}
-            return {f"eval/{name}": value for name, value in evaluate(nnx.merge(graph, parameters, others)).items()}
-
-        self._evaluate = jax.jit(one if seeds is None else jax.vmap(one))
-
-    def __call__(self, state: TrainState) -> dict[str, np.ndarray]:
-        return jax.device_get(self._evaluate(*on_one_device((state.parameters, state.others))))
-
-
-def _evaluate(stage: Stage, step: int, evaluation: _Evaluation, state: TrainState) -> dict[str, float]:
-    """Evaluate, record, and return the means by which a checkpoint can be the best."""
-    measured = evaluation(state)
+def _evaluate(
+    stage: Stage, step: int, evaluation: Callable[..., Any] | None, fitted: Fitted, data: tuple[Any, ...]
+) -> dict[str, float]:
+    """Evaluate, record under names apart from the training's, and return the means a checkpoint can be the best by."""
+    state = fitted.state
+    parameters, others = on_one_device((state.parameters, state.others))
+    fitted = replace(fitted, state=state.replace(parameters=parameters, others=others))
+    found = {} if evaluation is None else jax.device_get(evaluation(fitted, shared=data))
+    measured = {f"eval/{name}": value for name, value in found.items()}
     stage.metrics.write(step, measured)
     return {name: float(np.mean(value)) for name, value in measured.items() if np.ndim(value) <= 1}
 

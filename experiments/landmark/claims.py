@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from jattn.runs import Bar, Claim, Run
 
 ByPlace = Float[np.ndarray, "seeds _"]
+PerSeed = Float[np.ndarray, " seeds"]
 
 RETRIEVAL_HELPS = Claim(
     "what is retrieved helps",
@@ -58,14 +59,14 @@ ONLY_RETRIEVED = Claim(
 
 
 def settle(
-    run: Run, short: dict[str, ByPlace], long: dict[str, ByPlace], before: dict[str, ByPlace], trained_on: int
+    run: Run, short: dict[str, PerSeed], long: dict[str, ByPlace], before: dict[str, ByPlace], trained_on: int
 ) -> None:
     """Judge every claim.
 
     Args:
-      short: bits of both arms by place in windows of the length of training.
+      short: bits per byte of windows of the length of training: both arms', and the landmark model's before training.
       long: bits by place in long windows: "retrieved", "local", "random", "other random", and "plain" at once.
-      before: of the landmark model before training: "retrieved", "local" of long windows, and "short".
+      before: of the landmark model before training: "retrieved", "local".
     """
     total = {name: bits.mean(axis=1) for name, bits in long.items()}
     earlier = {name: bits.mean(axis=1) for name, bits in before.items()}
@@ -73,8 +74,8 @@ def settle(
     run.settle(RETRIEVAL_HELPS, total["local"] - total["retrieved"], earlier["local"] - earlier["retrieved"], told)
     run.settle(CHOICE_MATTERS, total["random"] - total["retrieved"], total["random"] - total["other random"], told)
     run.settle(NO_BLOW_UP, rise(long["retrieved"], trained_on), rise(long["plain"], trained_on), told)
-    landmark, plain = short["landmark"].mean(axis=1), short["plain"].mean(axis=1)
-    run.settle(TRAINS_AS_WELL, 2 ** (landmark - plain), 2 ** (earlier["short"] - plain))
+    excess = {name: 2 ** (bits - short["plain"]) for name, bits in short.items()}
+    run.settle(TRAINS_AS_WELL, excess["landmark"], excess["before training"])
 
 
 def settle_pass_key(run: Run, right: dict[str, Bool[np.ndarray, "seeds windows digits"]], length: int) -> None:

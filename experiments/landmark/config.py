@@ -135,9 +135,9 @@ class Config:
 
 LAPTOP = Config()
 SMOKE = replace(
-    LAPTOP, width=16, heads=2, hidden=24, layers=1, block=3, length=32, long_length=64, chunk=8, top_k=(1,), steps=20,
+    LAPTOP, width=16, heads=2, hidden=24, layers=1, block=3, length=32, long_length=128, chunk=8, top_k=(1,), steps=20,
     validation_windows=4, test_windows=4, seeds=2, steps_per_dispatch=10, evaluate_every=20, checkpoint_every=20,
-    pass_key=PassKey(batch_size=2, steps=10, lengths=(128,), windows=2, steps_per_dispatch=10),
+    pass_key=PassKey(batch_size=2, steps=10, lengths=(128,), windows=4, steps_per_dispatch=10),
 )  # fmt: skip
 PAPER = replace(
     LAPTOP, width=1024, layers=12, heads=8, hidden=4096, block=50, length=502, long_length=4016, chunk=250, top_k=(2,),

@@ -4,22 +4,29 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from experiments.landmark.config import Config
-from experiments.landmark.model import LANDMARK_ID, bits_by_place, chunked_losses, retrieving
+from experiments.landmark.model import LANDMARK_ID, chunked_losses, retrieving
 from jattn.mechanisms import grouped_softmax_weights, insert_landmarks, is_landmark
 from jattn.models.decoder import Decoder
 from jattn.train import Fitted
 from jattn.train.language import over_windows
 
 
-def bits_in_chunks(
+def read_in_chunks(
     config: Config, top_k: int, model: Decoder, windows: Int[Array, "windows length"], way: Int[Array, ""] | int
-) -> Float[Array, " predicted"]:
-    """Mean bits of every place in windows read in chunks, with so many blocks chosen in a way of `ExchangedBlocks`."""
-    losses = partial(chunked_losses, config.block, config.chunk)
-    return bits_by_place(losses, retrieving(config, model, top_k, way), windows)
+) -> tuple[Float[Array, "windows predicted"], Bool[Array, "windows predicted"]]:
+    """Nats of every byte but the first, read in chunks with so many blocks chosen in a way of `ExchangedBlocks`.
+
+    And whether it was the likeliest byte.
+    """
+
+    def one(model: Decoder, window: Int[Array, "1 length"]) -> tuple[Array, Array]:
+        nats, likeliest = chunked_losses(config.block, config.chunk, model, window)
+        return nats[0], likeliest[0]
+
+    return over_windows(one, retrieving(config, model, top_k, way), windows)
 
 
 def weights_by_block(

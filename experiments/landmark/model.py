@@ -1,12 +1,13 @@
 """The models, and their losses of bytes: at once and in chunks."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 import kernels
 from experiments.landmark.config import LANDMARK, Config
@@ -110,33 +111,30 @@ def _with_parameters(model: Decoder, of: Decoder) -> Decoder:
 def landmark_losses(block: int, model: Decoder, windows: Int[Array, "batch length"]) -> Float[Array, "batch predicted"]:
     """Nats of every byte but the first, read at once with landmarks between; a landmark is not predicted."""
     tokens = insert_landmarks(windows, block, LANDMARK_ID)
-    return _of_bytes(model(tokens[:, :-1]), tokens, block)
+    return _of_bytes(_nats(model(tokens[:, :-1]), tokens), block)
 
 
 def chunked_losses(
     block: int, chunk: int, model: Decoder, windows: Int[Array, "batch length"]
-) -> Float[Array, "batch predicted"]:
-    """The same, read in chunks: what is past is retrieved."""
+) -> tuple[Float[Array, "batch predicted"], Bool[Array, "batch predicted"]]:
+    """The same, read in chunks: what is past is retrieved. And whether no token was likelier."""
     tokens = insert_landmarks(windows, block, LANDMARK_ID)
-    return _of_bytes(chunked_logits(chunk, model, tokens), tokens, block)
-
-
-def chunked_logits(
-    chunk: int, model: Decoder, tokens: Int[Array, "batch length"]
-) -> Float[Array, "batch predicted vocabulary"]:
-    """Logits of every token and landmark but the first, read in chunks."""
     read = tokens.shape[1] - 1
     # What fills up the last chunk comes behind all that is predicted.
     filled = jnp.pad(tokens[:, :-1], [(0, 0), (0, -read % chunk)])
-    return read_in_chunks(model, filled, chunk)[:, :read]
+    logits = read_in_chunks(model, filled, chunk)[:, :read]
+    return _of_bytes(_nats(logits, tokens), block), _of_bytes(logits.argmax(axis=-1) == tokens[:, 1:], block)
 
 
-def _of_bytes(
-    logits: Float[Array, "batch read vocabulary"], tokens: Int[Array, "batch length"], block: int
+def _nats(
+    logits: Float[Array, "batch predicted vocabulary"], tokens: Int[Array, "batch length"]
 ) -> Float[Array, "batch predicted"]:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    # One for each token, as landmarks are stripped from tokens; the first is not predicted.
-    return strip_landmarks(jnp.pad(losses, [(0, 0), (1, 0)]), block)[:, 1:]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+
+
+def _of_bytes(each: Shaped[Array, "batch read"], block: int) -> Shaped[Array, "batch predicted"]:
+    """Of every token and landmark but the first, those of bytes, as landmarks are stripped from tokens."""
+    return strip_landmarks(jnp.pad(each, [(0, 0), (1, 0)]), block)[:, 1:]
 
 
 def losses_of(config: Config, arm: str) -> Losses:
@@ -144,6 +142,8 @@ def losses_of(config: Config, arm: str) -> Losses:
     return partial(landmark_losses, config.block) if arm == LANDMARK else next_token_losses
 
 
-def bits_by_place(losses: Losses, model: Decoder, windows: Int[Array, "windows length"]) -> Float[Array, " predicted"]:
-    """Mean of -log₂ p over windows, for each place in a window."""
-    return over_windows(losses, model, windows).mean(axis=(0, 1)) / jnp.log(2)
+def bits_by_place(
+    losses: Losses, change: Callable[[Decoder], Decoder], model: Decoder, windows: Int[Array, "windows length"]
+) -> Float[Array, " predicted"]:
+    """Mean of -log₂ p over windows, for each place in a window, of the changed model."""
+    return over_windows(losses, change(model), windows).mean(axis=(0, 1)) / jnp.log(2)

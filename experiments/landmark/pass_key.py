@@ -4,25 +4,20 @@ Section 4.3 of the paper. The landmark model of the first part is tuned on windo
 text. Then longer windows of other documents are read in chunks; all that is left of the note then is what is cached.
 """
 
-import logging
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from experiments.landmark.config import LANDMARK, Config
-from experiments.landmark.model import LANDMARK_ID, build, chunked_logits, landmark_losses, retrieving
+from experiments.landmark.model import build, landmark_losses
 from jattn.data.byte_windows import sample_windows
-from jattn.mechanisms import insert_landmarks
 from jattn.models.decoder import Decoder
 from jattn.runs import Run
 from jattn.train import Fitted, Generated, fit
-from jattn.train.language import over_windows
-
-log = logging.getLogger("jattn")
 
 DIGITS = 5
 BEFORE, BETWEEN, AFTER = b" The pass key is ", b". Remember it. ", b" is the pass key. "
@@ -115,20 +110,3 @@ def tested_windows(config: Config, windows: Int[Array, "windows length"]) -> Int
         last -= config.layers * (config.chunk + config.block)
     keys = np.random.default_rng(config.seed).integers(0, 10, (count, DIGITS))
     return with_pass_key(windows, jnp.asarray(keys), jnp.asarray(np.linspace(0, last, count).astype(int)))
-
-
-def digits_right(
-    config: Config, model: Decoder, windows: Int[Array, "windows length"], way: Int[Array, ""] | int
-) -> Bool[Array, "windows digits"]:
-    """Which digits of the answer are the most likely bytes, if the text and the digits before them are read in chunks.
-
-    All are right just if the key is written without a mistake, each time the most likely byte.
-    """
-    asked = jnp.arange(windows.shape[1] - DIGITS, windows.shape[1])
-
-    def one(model: Decoder, window: Int[Array, "1 length"]) -> Bool[Array, " digits"]:
-        tokens = insert_landmarks(window, config.block, LANDMARK_ID)
-        logits = chunked_logits(config.chunk, model, tokens)[0]
-        return logits[asked + asked // config.block - 1].argmax(axis=-1) == window[0, -DIGITS:]
-
-    return over_windows(one, retrieving(config, model, max(config.top_k), way), windows)

@@ -28,6 +28,8 @@ log = logging.getLogger("jattn")
 Evaluate = Callable[..., Mapping[str, Array]]
 """(model, *data) -> metrics, scalars or arrays; compiled, and mapped over seeds where there are seeds."""
 
+Mapped = Callable[..., Any]
+"""(fitted, *arguments, shared=()) -> results, as `Fitted.map` of a function: one program for all models alike."""
 
 LEAVES_NAMED = 8
 """How many leaves that are not finite an error names."""
@@ -87,7 +89,7 @@ class Fitted:
     graph: nnx.GraphDef
     state: TrainState
     seeds: int | None
-    evaluation: Callable[..., Any] | None = None
+    evaluation: Mapped | None = None
 
     def evaluate(self, *data: Any) -> Any:
         """What was evaluated through training, on other data: of the same shapes it is the same program.
@@ -110,8 +112,8 @@ class Fitted:
         return mapped(function)(self, *arguments, shared=shared)
 
 
-def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`Fitted.map` of a function, as (fitted, *arguments, shared=()) -> results: one program for all models alike."""
+def mapped(function: Callable[..., Any]) -> Mapped:
+    """`Fitted.map` of a function, to be called with several fitted models."""
 
     @partial(jax.jit, static_argnums=(0, 1, 2))
     def apply(graph: nnx.GraphDef, seeds: int | None, own: int, *arrays: Any) -> Any:
@@ -219,12 +221,12 @@ def fit(
 
 
 def _evaluate(
-    stage: Stage, step: int, evaluation: Callable[..., Any] | None, fitted: Fitted, data: tuple[Any, ...]
+    stage: Stage, step: int, evaluation: Mapped | None, fitted: Fitted, data: tuple[Any, ...]
 ) -> dict[str, float]:
     """Evaluate, record under names apart from the training's, and return the means a checkpoint can be the best by."""
     state = fitted.state
     parameters, others = on_one_device((state.parameters, state.others))
-    fitted = replace(fitted, state=state.replace(parameters=parameters, others=others))
+    fitted = replace(fitted, state=replace(state, parameters=parameters, others=others))
     found = {} if evaluation is None else jax.device_get(evaluation(fitted, shared=data))
     measured = {f"eval/{name}": value for name, value in found.items()}
     stage.metrics.write(step, measured)

@@ -147,6 +147,6 @@ PAPER = replace(
 
 PRESETS = {
     "smoke": Preset(SMOKE, "a minute on two cores, nearly all of it compiling"),
-    "laptop": Preset(LAPTOP, "28 minutes on one shared core"),
+    "laptop": Preset(LAPTOP, "28 minutes on one shared core, and about 5 more for pass keys"),
     "paper": Preset(PAPER, "the paper's sizes and steps, on bytes of the same small text: for accelerators"),
 }

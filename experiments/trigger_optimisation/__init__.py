@@ -52,7 +52,7 @@ def run(config: Config, run: Run) -> None:
     for arm in config.arms:
         keys = _keys(config, ARMS.index(arm))
         frozen = {
-            FROZEN_RANDOM: lambda keys: programs.random_encoders(keys),
+            FROZEN_RANDOM: lambda keys: programs.begin(config.encoder, keys).parameters,
             FROZEN_CLEAN: lambda _: victims[CLEAN][SURROGATE].parameters,
         }.get(arm, lambda _: None)(keys)
         if arm in GENERATORS:
@@ -72,7 +72,7 @@ def run(config: Config, run: Run) -> None:
                 np.mean([each.none.accuracy for each in found]), np.mean([each.none.success for each in found]),
             )  # fmt: skip
     similarities = {name: values for name, (_, values) in run.history(f"generator_{BLTO}").items()}
-    untrained = look.accuracy(config.encoder, programs.random_encoders(_keys(config, len(ARMS))))
+    untrained = look.accuracy(config.encoder, programs.begin(config.encoder, _keys(config, len(ARMS))).parameters)
     success, accuracy = (
         {
             arm: {method: np.array([getattr(each.none, name) for each in found]) for method, found in by.items()}

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.trigger_optimisation import losses
 from experiments.trigger_optimisation.augmentations import views
 from experiments.trigger_optimisation.config import INNER_RUNS, PENALTY, SURROGATE, TRUNCATED, Config
-from experiments.trigger_optimisation.contrastive import Learning, Parameters, Training, begin, contrast, learning
+from experiments.trigger_optimisation.contrastive import Learning, Parameters, Training, contrast, learning
 from experiments.trigger_optimisation.contrastive import step as contrastive_step
 from experiments.trigger_optimisation.data import Parts
 from experiments.trigger_optimisation.triggers import Generator
@@ -119,8 +119,12 @@ class Levels(NamedTuple):
         shown, references, clean = jnp.split(features, 3)
         return losses.cosine(losses.standardised(shown, clean), losses.standardised(references, clean))
 
-    def problem(self) -> Problem:
-        """Minimise -S over the generator, where the surrogate minimises its contrastive loss on poisoned images."""
+    def problem(self, pre_training: Array | None = None) -> Problem:
+        """Minimise -S over the generator, where the surrogate minimises its contrastive loss on poisoned images.
+
+        Args:
+          pre_training: those images, of the generator that the problem will be asked about; made by it if None.
+        """
         size = self.config.batch_size
         images, labels = self.parts.pre_training
         of_target = (labels == self.config.target) / (labels == self.config.target).sum()
@@ -136,8 +140,8 @@ class Levels(NamedTuple):
             return InnerBatch(jax.random.randint(batch_key, (size,), 0, len(images)), key)
 
         def inner(generator: nnx.State, learner: Inner, batch: InnerBatch) -> Float[Array, ""]:
-            shown = self.poisoned(generator)[batch.chosen]
-            return contrast(self.surrogate, learner.parameters, learner.held, shown, batch.key)
+            shown = self.poisoned(generator) if pre_training is None else pre_training
+            return contrast(self.surrogate, learner.parameters, learner.held, shown[batch.chosen], batch.key)
 
         return Problem(
             lambda generator, learner, batch: -self.similarity(generator, learner.parameters, batch),
@@ -148,7 +152,7 @@ class Levels(NamedTuple):
 
     def descend(self, training: Training, generator: nnx.State, steps: int, penalty: float | None = None) -> Training:
         """Inner steps; differentiable. Args: penalty: by which the outer objective is divided to be added, if any."""
-        problem = self.problem()
+        problem = self.problem(self.poisoned(generator))
 
         def one(training: Training, generator: nnx.State) -> Training:
             def loss(parameters: Parameters, held: Parameters, key: Any) -> Float[Array, ""]:
@@ -249,13 +253,6 @@ def initial(config: Config, channels: int, key: Key[Array, ""]) -> Alternation:
     """A generator with random weights, as the run's key has it."""
     generator = nnx.state(Generator(config, channels, nnx.Rngs(jax.random.fold_in(key, 2**31))))
     return Alternation(generator, config.outer_optimiser().init(generator), jnp.int32(0))
-
-
-def new_surrogate(levels: Levels, key: Key[Array, ""], period: Int[Array, ""]) -> Training:
-    """With random weights, other ones in every period."""
-    channels = levels.parts.pre_training.images.shape[-1]
-    key = jax.random.fold_in(jax.random.fold_in(key, 2**31 + 1), period)
-    return begin(levels.surrogate, levels.config.encoder, channels, key)
 
 
 def validation_batches(levels: Levels) -> tuple[OuterBatch, OuterBatch]:

@@ -85,6 +85,7 @@ def view(
     zoom, angle, down, right, mirror, contrast, width, saturation, grey = drawn.uniform
     zoom, angle = settings.crop + (1 - settings.crop) * zoom, jnp.deg2rad(settings.rotation) * (2 * angle - 1)
     moved = warp(image, zoom, angle, jnp.stack([2 * down - 1, 2 * right - 1]))
+    moved = jax.lax.optimization_barrier(moved)  # XLA would put the warp into each of the fused loops that read it
     if settings.flip:
         moved = jnp.where(mirror < 0.5, moved[:, ::-1], moved)
     if image.shape[-1] == len(LUMINANCE):

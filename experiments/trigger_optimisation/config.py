@@ -74,8 +74,8 @@ class Config:
     half_epsilon: int = 8
     encoder: str = "convolutional"
     other_encoder: str = "residual"
-    widths: tuple[int, ...] = (16, 32, 64)
-    residual_widths: tuple[int, ...] = (16, 32, 64)
+    widths: tuple[int, ...] = (8, 16, 32)
+    residual_widths: tuple[int, ...] = (8, 16, 32)
     residual_blocks: tuple[int, ...] = (0, 1, 1)
     stem_stride: int = 2
     projected: int = 64
@@ -87,7 +87,7 @@ class Config:
     learning_rate: dict[str, float] = field(default_factory=lambda: dict.fromkeys(METHODS, 0.1))
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    victim_steps: int = 400
+    victim_steps: int = 300
     records: int = 10
     temperature: float = 0.2
     target_decay: float = 0.98

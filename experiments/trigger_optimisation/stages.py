@@ -15,18 +15,16 @@ from experiments.trigger_optimisation.alternation import (
     alternate,
     initial,
     levels,
-    new_surrogate,
 )
 from experiments.trigger_optimisation.config import (
     BLTO,
     FROZEN_CLEAN,
     FROZEN_RANDOM,
     HALF,
-    INNER_RUNS,
     SURROGATE,
     Config,
 )
-from experiments.trigger_optimisation.contrastive import Parameters, begin, learning
+from experiments.trigger_optimisation.contrastive import Parameters, Training, begin, learning
 from experiments.trigger_optimisation.data import Parts
 from experiments.trigger_optimisation.triggers import LEVELS, fixed, rounded
 from experiments.trigger_optimisation.victims import Victim, Watched, train_victim, which_are_watched
@@ -63,10 +61,16 @@ class Programs:
         self.channels = parts.pre_training.images.shape[-1]
         self._periods: dict[str, Any] = {}
         self._victims: dict[tuple[str, str], Any] = {}
+        self._begin: dict[str, Any] = {}
         self._trigger = jax.jit(jax.vmap(self._with_trigger, (0, None, 0, 0)))
-        surrogate = learning(config, SURROGATE, config.encoder, self.channels, 1)
-        self._begin = jax.jit(jax.vmap(partial(begin, surrogate, config.encoder, self.channels)))
         self._initial = jax.jit(jax.vmap(partial(initial, config, self.channels)))
+
+    def begin(self, encoder: str, key: SeedKeys) -> Training:
+        """Untrained learners; they are alike for all methods, and take longer to compile than to train for a while."""
+        if encoder not in self._begin:
+            how = learning(self.config, SURROGATE, encoder, self.channels, 1)
+            self._begin[encoder] = jax.jit(jax.vmap(partial(begin, how, encoder, self.channels)))
+        return self._begin[encoder](key)
 
     def pictures(self, arm: str, generator: Any) -> Pictures:
         """Images with the trigger of an arm. Args: generator: None where none is learned."""
@@ -105,7 +109,11 @@ class Programs:
             done = 0 if restored is None else restored.step // config.period
             state = state if restored is None else restored.state
             for period in range(done, config.rounds // config.period):
-                state, found = self._periods[kind](self.parts, epsilon, start.generator, state, frozen, key)
+                fresh = jax.vmap(lambda key, number=2**31 + 1 + period: jax.random.fold_in(key, number))(key)
+                training = self.begin(config.encoder, fresh)
+                if frozen is not None:
+                    training = training._replace(parameters=frozen)
+                state, found = self._periods[kind](self.parts, epsilon, start.generator, state, training, key)
                 measured = {name: np.asarray(values) for name, values in found._asdict().items()}
                 for index in range(config.period):
                     at = {name: values[:, index] for name, values in measured.items()}
@@ -118,17 +126,9 @@ class Programs:
         return state.generator
 
     def _period(
-        self, arm: str, parts: Parts, epsilon: Any, start: Any, state: Alternation, frozen: Any, key: Any
+        self, arm: str, parts: Parts, epsilon: Any, start: Any, state: Alternation, training: Training, key: Any
     ) -> tuple[Alternation, Similarities]:
-        both = levels(self.config, parts, epsilon)
-        training = new_surrogate(both, key, state.period)
-        if arm not in INNER_RUNS:
-            training = training._replace(parameters=frozen)
-        return alternate(arm, both, start, state, training, key)
-
-    def random_encoders(self, key: SeedKeys) -> Parameters:
-        """Parameters of untrained surrogates."""
-        return self._begin(key).parameters
+        return alternate(arm, levels(self.config, parts, epsilon), start, state, training, key)
 
     def train_victims(self, run: Run, arm: str, method: str, encoder: str, pictures: Pictures, key: SeedKeys) -> Victim:
         """Victims of all seeds; from the stage, if it is done."""
@@ -145,13 +145,15 @@ class Programs:
             )
         )  # fmt: skip
         if (method, encoder) not in self._victims:
-            self._victims[method, encoder] = jax.jit(jax.vmap(partial(train_victim, how, encoder)))
+            self._victims[method, encoder] = jax.jit(jax.vmap(partial(train_victim, how)))
         program = self._victims[method, encoder]
+        begin_key, measure_key = jnp.moveaxis(jax.vmap(jax.random.split)(key), 1, 0)
+        inputs = self.begin(encoder, begin_key), pictures.pre_training, watched, measure_key
         with run.stage(f"victims_{arm}_{method}") as stage:
-            restored = stage.restore(program.eval_shape(pictures.pre_training, watched, key))
+            restored = stage.restore(program.eval_shape(*inputs))
             if restored is not None:
                 return restored.state
-            made = program(pictures.pre_training, watched, key)
+            made = program(*inputs)
             stage.save(config.victim_steps, made, {}, {})
             log.info(
                 "%s: trained %s victims, l_align %.3f", arm, method, float(made.history.alignment[:, -1, 0].mean())

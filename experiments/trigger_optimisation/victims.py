@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.trigger_optimisation import losses
 from experiments.trigger_optimisation.augmentations import views
-from experiments.trigger_optimisation.contrastive import Images, Learning, Parameters, begin, train
+from experiments.trigger_optimisation.contrastive import Images, Learning, Parameters, Training, train
 
 
 class Watched(NamedTuple):
@@ -80,12 +80,10 @@ def measure(how: Learning, parameters: Parameters, watched: Watched, key: Key[Ar
     )
 
 
-def train_victim(how: Learning, encoder: str, images: Images, watched: Watched, key: Key[Array, ""]) -> Victim:
-    """Train from random weights on these images; measured `records` times on the way."""
+def train_victim(how: Learning, training: Training, images: Images, watched: Watched, key: Key[Array, ""]) -> Victim:
+    """Train on these images; measured `records` times on the way, with views drawn from the key."""
     config = how.config
-    begin_key, measure_key = jax.random.split(key)
-    training = begin(how, encoder, images.shape[-1], begin_key)
-    look = partial(measure, how, watched=watched, key=measure_key)
+    look = partial(measure, how, watched=watched, key=key)
 
     def record(training, _):
         training = train(how, images, training, config.victim_steps // config.records)

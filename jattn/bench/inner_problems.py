@@ -180,7 +180,8 @@ def _smooth(name: str, inner: Objective, outer: Objective, start: Array, penalti
     """By L-BFGS with ten pairs."""
 
     def solver(tolerance: Any, **options: Any) -> Any:
-        method = jaxopt.LBFGS(inner, tol=tolerance, history_size=10, **{"maxiter": 500} | options)
+        settings: dict[str, Any] = {"maxiter": 500} | options
+        method = jaxopt.LBFGS(inner, tol=tolerance, history_size=10, **settings)
         return lambda start, penalties: method.run(start, penalties).params
 
     return Case(name, inner, outer, start, penalties, solver, implicit.stationary(inner), solve_cg)

@@ -181,7 +181,7 @@ PRESETS = {
         ),
         "seconds, nearly all of it compilation",
     ),
-    "laptop": Preset(LAPTOP, "about fifteen minutes on two cores"),
+    "laptop": Preset(LAPTOP, "about half an hour of CPU time"),
     "paper": Preset(
         replace(
             LAPTOP, source="cifar10.npz", side=32, pre_training=50_000, probe=5000, validation=1000, test=4000,

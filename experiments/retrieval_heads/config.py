@@ -104,7 +104,7 @@ PRESETS = {
         replace(LAPTOP, parts=("constructed", "trained"), trained=SMALL, seeds=2),
         "half a minute on two cores; without the published model",
     ),
-    "laptop": Preset(LAPTOP, "about 15 minutes on two cores; jattn weights fetch smollm2-135m first"),
+    "laptop": Preset(LAPTOP, "about 20 minutes of CPU time; jattn weights fetch smollm2-135m first"),
     "paper": Preset(
         replace(
             LAPTOP,

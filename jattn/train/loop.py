@@ -4,7 +4,6 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import grain
@@ -115,19 +114,27 @@ class Fitted:
 def mapped(function: Callable[..., Any]) -> Mapped:
     """`Fitted.map` of a function, to be called with several fitted models."""
 
-    @partial(jax.jit, static_argnums=(0, 1, 2))
-    def apply(graph: nnx.GraphDef, seeds: int | None, own: int, *arrays: Any) -> Any:
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    def program(graph: nnx.GraphDef, seeds: int | None, own: int) -> Callable[..., Any]:
         def one(parameters: nnx.State, others: nnx.State, *arguments: Any) -> Any:
             return function(nnx.merge(graph, parameters, others), *arguments)
 
-        axes = (*(0 for _ in range(own)), *(None for _ in arrays[own:]))
-        return (one if seeds is None else jax.vmap(one, in_axes=axes))(*arrays)
+        def apply(*arrays: Any) -> Any:
+            axes = (*(0 for _ in range(own)), *(None for _ in arrays[own:]))
+            return (one if seeds is None else jax.vmap(one, in_axes=axes))(*arrays)
+
+        return jax.jit(apply)
 
     def over(fitted: Fitted, *arguments: Any, shared: tuple[Any, ...] = ()) -> Any:
-        state = fitted.state
-        return apply(
-            fitted.graph, fitted.seeds, 2 + len(arguments), state.parameters, state.others, *arguments, *shared
-        )
+        state, kind = fitted.state, (fitted.seeds, 2 + len(arguments))
+        try:
+            key = (hash(fitted.graph), fitted.graph, *kind)
+        except TypeError:  # a module with attributes that have no hash: a program of its own
+            return program(fitted.graph, *kind)(state.parameters, state.others, *arguments, *shared)
+        if key not in programs:
+            programs[key] = program(fitted.graph, *kind)
+        return programs[key](state.parameters, state.others, *arguments, *shared)
 
     return over
 

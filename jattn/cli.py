@@ -143,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = add("bench", _bench, "speed, as ratios measured side by side in one run")
     bench.add_argument("benchmark", choices=sorted(BENCHMARKS))
+    bench.add_argument("--markdown", action="store_true", help="the table as the documentation has it")
 
     compiling = add("compile", _compile, "what a kernel's compiler says of it, for a GPU or TPU that is not there")
     compiling.add_argument("kernel", metavar="KERNEL", help=f"{', '.join(KERNELS)}, or module:function of your own")
@@ -297,7 +298,11 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _bench(options: argparse.Namespace, rest: list[str]) -> int:
     title, measure = BENCHMARKS[options.benchmark]
-    console.print(terminal.rows_table(title, measure()))
+    rows = measure()
+    if options.markdown:
+        _say(terminal.rows_markdown(rows))
+    else:
+        console.print(terminal.rows_table(title, rows))
     return 0
 
 

@@ -93,19 +93,20 @@ def claims_table(verdicts: Sequence[Verdict]) -> RenderableType:
 
 def claims_markdown(verdicts: Sequence[Verdict]) -> str:
     """The same table in Markdown."""
-    lines = ["| claim | paper | bar | measured | control | held |", "| --- | --- | --- | --- | --- | --- |"]
-    for verdict in verdicts:
-        claim = verdict.claim
-        cells = (
-            f"{claim.name}: {claim.statement}",
-            claim.paper,
-            str(claim.bar),
-            str(verdict.measured),
-            f"{verdict.control} ({claim.control})",
-            "held" if verdict.held else f"**not held**: {verdict.reason}",
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    if not verdicts:
+        return "No claim is settled yet."
+    rows = [
+        {
+            "claim": f"{verdict.claim.name}: {verdict.claim.statement}",
+            "paper": verdict.claim.paper,
+            "bar": verdict.claim.bar,
+            "measured": verdict.measured,
+            "control": f"{verdict.control} ({verdict.claim.control})",
+            "held": "held" if verdict.held else f"**not held**: {verdict.reason}",
+        }
+        for verdict in verdicts
+    ]
+    return rows_markdown(rows)
 
 
 def config_differences_table(runs: Sequence[Summary]) -> RenderableType:
@@ -149,6 +150,12 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*(Text(_number(value)) for value in row.values()))
     return table
+
+
+def rows_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same table in Markdown."""
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *([_number(value) for value in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def _table(columns: Sequence[str], title: str | None = None) -> Table:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from experiments.lv_hba.entrants import of_equalities, of_smooth_problems
 from jattn.runs import Preset
 
 PARTS = ("toy", "first_toy", "machine", "cleaning", "race", "group_lasso")
@@ -133,6 +134,11 @@ class Race:
         _check_numbers(self)
         if not self.tracks or not set(self.tracks) <= set(TRACKS):
             raise ValueError(f"tracks must be some of {TRACKS}; got {self.tracks}")
+        known = {**of_smooth_problems(1.0), **of_equalities()}
+        if unknown := sorted(set(self.methods) - set(known)):
+            raise ValueError(f"methods must be among {', '.join(known)}; got {', '.join(unknown)}")
+        if self.methods and "first_toy" in self.tracks and not {"LVHBA", "AiPOD"} <= set(self.methods):
+            raise ValueError(f"methods must have LVHBA and AiPOD, which the first toy compares; got {self.methods}")
         if self.training % self.blocks or self.validation % self.blocks:
             raise ValueError(
                 f"training and validation must be multiples of blocks = {self.blocks}; "

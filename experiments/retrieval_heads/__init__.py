@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments.retrieval_heads import claims, constructed, figures, pretrained, trained
-from experiments.retrieval_heads.config import PRESETS, Config
+from experiments.retrieval_heads.config import CLAIMED, PRESETS, Config
 from experiments.retrieval_heads.score import mean_score
 from jattn.pretrained.load import load
 from jattn.runs import Experiment, Paper, Run
@@ -63,7 +63,7 @@ def _pretrained(config: Config, run: Run) -> Any:
 
     stop = (encode(pretrained.END_OF_TURN)[-1], encode("\n")[-1])
     reader = pretrained.Reader(model, encode, lambda tokens: tokenizer.decode(list(tokens)), stop, config.pretrained)
-    found = pretrained.measure(config, reader, run.stop_if_asked)
+    found = pretrained.measure(reader, config.seed, run.stop_if_asked)
     claims.settle_pretrained(run, found)
     mean = mean_score(found.scores.times, found.scored.recalls)
     heads = mean.shape[1]
@@ -80,7 +80,7 @@ def _pretrained(config: Config, run: Run) -> Any:
         "set form, largest difference": float(np.abs(found.scores.times - found.scores.set_form).max()),
         "best ten heads where tokens are shuffled": found.shuffled_scores.times.reshape(
             len(found.shuffled.recalls), -1
-        )[:, found.best[:10]]
+        )[:, found.best[:CLAIMED]]
         .mean(axis=0)
         .tolist(),
         "recalls without the best": {

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.retrieval_heads import trained
+from experiments.retrieval_heads.config import CLAIMED
 from experiments.retrieval_heads.constructed import HEADS
 from experiments.retrieval_heads.pretrained import Found
 from experiments.retrieval_heads.score import mean_score
@@ -106,7 +107,7 @@ def settle_pretrained(run: Run, found: Found) -> None:
     run.settle(STABLE, *_halves(scores.times, recalls))
     _settle_masks(run, LOST, found, found.without_random)
     _settle_masks(run, LOST_ALIKE, found, found.without_alike)
-    best = found.best[:10]
+    best = found.best[:CLAIMED]
     there = scores.times.reshape(len(recalls), -1)[recalls > 0.5][:, best].mean()
     run.settle(
         NOTHING_THERE,
@@ -126,4 +127,4 @@ def _halves(scores: np.ndarray, recalls: np.ndarray) -> tuple[float, float]:
 def _settle_masks(run: Run, claim: Claim, found: Found, drawn: Float[np.ndarray, "sets prompts"]) -> None:
     told = f"recall with all heads {found.held_out.recalls.mean():.2f}, without random ones {drawn.mean():.2f}"
     others = [np.delete(drawn, each, axis=0).mean() - drawn[each].mean() for each in range(len(drawn))]
-    run.settle(claim, drawn.mean(axis=0) - found.without["zero"][10], others, told)
+    run.settle(claim, drawn.mean(axis=0) - found.without["zero"][CLAIMED], others, told)

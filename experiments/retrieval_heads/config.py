@@ -4,11 +4,14 @@ from dataclasses import dataclass, field, replace
 
 import optax
 
+from jattn.interpret.edit import HeadMode
 from jattn.runs import Preset
 from jattn.train import Schedule, adamw_with_warm_up
 
 PARTS = ("constructed", "trained", "pretrained")
-MODES = ("zero", "uniform")
+MODES: tuple[HeadMode, ...] = ("zero", "uniform")
+CLAIMED = 10
+"""How many heads are switched off where claims are judged."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Pretrained:
       length: tokens of a prompt.
       scored_depths, held_out_depths: of needles, for those that score heads and for those that test masks.
       answer: tokens of an answer at most.
-      masked: how many heads are switched off: the first best, the first two best, and so on.
+      masked: how many of the best heads are switched off.
       random: sets of random heads, for each control.
       outside: random heads are none of so many best.
       at_once: prompts in one batch.
@@ -92,8 +95,8 @@ class Config:
             raise ValueError(f"parts must be among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1; got {self.seeds}")
-        if self.pretrained.masked[:2] != (5, 10):
-            raise ValueError(f"masked must begin with 5, 10, which claims are about; got {self.pretrained.masked}")
+        if CLAIMED not in self.pretrained.masked:
+            raise ValueError(f"masked must have {CLAIMED}, which claims are about; got {self.pretrained.masked}")
 
 
 LAPTOP = Config()

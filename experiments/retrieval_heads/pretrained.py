@@ -11,25 +11,25 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.retrieval_heads.config import MODES, Config, Pretrained
+from experiments.retrieval_heads.config import CLAIMED, MODES, Pretrained
 from experiments.retrieval_heads.needles import HELD_OUT, SCORED, Encode, Needle, Prompt, build_prompt
 from experiments.retrieval_heads.score import copied, mean_score, recall, retrieval_score
 from jattn.data.text import moby_dick, state_of_the_union
 from jattn.interpret import capture, mask_heads, random_heads
+from jattn.interpret.edit import HeadMode
 from jattn.models.generate import ReadPrompt, continue_prompt, read_prompt
 from jattn.models.language_model import LanguageModel
 
 log = logging.getLogger("jattn")
 
 END_OF_TURN = "<|im_end|>"
-HAYSTACKS = ("moby_dick", "state_of_the_union")
 
 
 class Answers(NamedTuple):
     """Of each prompt.
 
     Attributes:
-      tokens: what was said, without the token that ends it.
+      tokens, texts: what was said, without the token that ends it.
       recalls: the share of its needle's words in it.
     """
 
@@ -78,6 +78,7 @@ class Found(NamedTuple):
       best: heads by falling mean score, as layer times heads plus head.
       without: recalls without the best heads, by mode and number of heads.
       without_random, without_alike: recalls without ten random heads, of any layer and of the layers of the ten best.
+      invented: answers without the best heads, by mode and number.
     """
 
     scored: Answers
@@ -116,9 +117,9 @@ def _read(model: LanguageModel, tokens: Int[Array, "prompts length"], steps: int
 
 @nnx.jit(static_argnames=("steps", "stop", "mode"))
 def _go_on(
-    model: LanguageModel, read: ReadPrompt, mask: Bool[Array, "layers heads"], steps: int, stop: tuple, mode: str
+    model: LanguageModel, read: ReadPrompt, mask: Bool[Array, "layers heads"], steps: int, stop: tuple, mode: HeadMode
 ) -> tuple[Array, Array]:
-    edits = mask_heads(mask, mode, during="decode")  # pyright: ignore[reportArgumentType]
+    edits = mask_heads(mask, mode, during="decode")
     return capture(continue_prompt, model, read, steps, stop=stop, edits=edits).output
 
 
@@ -138,7 +139,11 @@ def read(reader: Reader, given: Sequence[Prompt]) -> list[ReadPrompt]:
 
 
 def answers(
-    reader: Reader, given: Sequence[Prompt], begun: list[ReadPrompt], mask: np.ndarray | None = None, mode: str = "zero"
+    reader: Reader,
+    given: Sequence[Prompt],
+    begun: list[ReadPrompt],
+    mask: np.ndarray | None = None,
+    mode: HeadMode = "zero",
 ) -> Answers:
     """What is said after prompts that have been read, without the heads of a mask in what is said.
 
@@ -177,7 +182,7 @@ def _scores(
     argmax: np.ndarray, context: np.ndarray, produced: np.ndarray, span: tuple[int, int], rng: np.random.Generator
 ) -> Scores:
     length = span[1] - span[0]
-    other = int(rng.choice([place for place in range(span[0]) if place + length <= span[0]] or [span[1]]))
+    other = int(rng.integers(span[0] - length + 1)) if length <= span[0] else span[1]
     hits = copied(argmax, context, produced, span)
     looks = copied(argmax, context, produced, span, token=False)
     away = copied(argmax, context, produced, (other, other + length))
@@ -189,9 +194,9 @@ def _scores(
     )
 
 
-def measure(config: Config, reader: Reader, stop_if_asked: Callable[[], None]) -> Found:
+def measure(reader: Reader, seed: int, stop_if_asked: Callable[[], None]) -> Found:
     """Heads scored on some needles, and switched off on others."""
-    part, rng = config.pretrained, np.random.default_rng(config.seed)
+    part, rng = reader.part, np.random.default_rng(seed)
     runs: dict[str, tuple[list[Prompt], Answers]] = {}
     order = rng.permutation(len(reader.encode(" " + SCORED[0].sentence)))
     for name, needles, depths, options in (
@@ -225,10 +230,10 @@ def measure(config: Config, reader: Reader, stop_if_asked: Callable[[], None]) -
     outside = _mask(best[: part.outside], shape)
     drawn = {}
     for alike in (False, True):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), int(alike)), part.random)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), int(alike)), part.random)
         # Of the best heads' own layers, all but the best ten may be drawn: with sixty left out too few would be left.
         beside = None if alike else jnp.asarray(outside)
-        masks = [random_heads(key, jnp.asarray(first[10]), outside=beside, same_layers=alike) for key in keys]
+        masks = [random_heads(key, jnp.asarray(first[CLAIMED]), outside=beside, same_layers=alike) for key in keys]
         drawn[alike] = np.stack([answers(reader, given, begun, np.asarray(mask)).recalls for mask in masks])
         log.info("without ten random heads: mean recall %.2f", drawn[alike].mean())
         stop_if_asked()

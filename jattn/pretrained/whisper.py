@@ -15,22 +15,22 @@ def whisper_config(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray
     """What the shapes of a file's tensors say; it tells of the number of heads alone.
 
     Raises:
-      ValueError: encoder and decoder have other numbers of heads.
+      ValueError: encoder and decoder have other numbers of heads, or a tensor has another number of axes.
     """
-    heads, others = (int(tensors[f"{part}/num_heads"]) for part in ("encoder", "decoder"))
+    heads, others = (int(_with_axes(tensors, f"{part}/num_heads", 0)) for part in ("encoder", "decoder"))
     if heads != others:
         raise ValueError(f"encoder and decoder must have as many heads; they have {heads} and {others}")
-    width, mels, _ = tensors["encoder/conv1/weight"].shape
+    width, mels, _ = _with_axes(tensors, "encoder/conv1/weight", 3).shape
     return SpeechConfig(
-        vocabulary=len(tensors["decoder/embeddings/weight"]),
+        vocabulary=len(_with_axes(tensors, "decoder/embeddings/weight", 2)),
         width=width,
         encoder_layers=_layers(tensors, "encoder"),
         decoder_layers=_layers(tensors, "decoder"),
         heads=heads,
-        hidden=len(tensors["encoder/layer_0/ffn/linear_0/bias"]),
+        hidden=len(_with_axes(tensors, "encoder/layer_0/ffn/linear_0/bias", 1)),
         mels=mels,
-        frames=len(tensors["encoder/position_encodings/encodings"]),
-        positions=len(tensors["decoder/position_encodings/encodings"]),
+        frames=len(_with_axes(tensors, "encoder/position_encodings/encodings", 2)),
+        positions=len(_with_axes(tensors, "decoder/position_encodings/encodings", 2)),
     )
 
 
@@ -73,6 +73,12 @@ def whisper_arrays(tensors: Mapping[str, np.ndarray], config: SpeechConfig) -> A
         arrays[f"{name}.scale"] = partial(tensors.__getitem__, f"{other}/gamma")
         arrays[f"{name}.bias"] = partial(tensors.__getitem__, f"{other}/beta")
     return arrays
+
+
+def _with_axes(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarray:
+    if (tensor := tensors[name]).ndim != axes:
+        raise ValueError(f"{name} must have {axes} axes; got shape {tensor.shape}")
+    return tensor
 
 
 def _layers(tensors: Mapping[str, np.ndarray], part: str) -> int:

@@ -127,13 +127,14 @@ def mapped(function: Callable[..., Any]) -> Mapped:
         return jax.jit(apply)
 
     def over(fitted: Fitted, *arguments: Any, shared: tuple[Any, ...] = ()) -> Any:
-        state, kind = fitted.state, (fitted.seeds, 2 + len(arguments))
+        graph, state, kind = fitted.graph, fitted.state, (fitted.seeds, 2 + len(arguments))
         try:
-            key = (hash(fitted.graph), fitted.graph, *kind)
-        except TypeError:  # a module with attributes that have no hash: a program of its own
-            return program(fitted.graph, *kind)(state.parameters, state.others, *arguments, *shared)
+            key = (graph, *kind)
+            hash(key)
+        except TypeError:  # its modules have attributes without a hash; programs keep it, so that no other has its id
+            key = (id(graph), *kind)
         if key not in programs:
-            programs[key] = program(fitted.graph, *kind)
+            programs[key] = program(graph, *kind)
         return programs[key](state.parameters, state.others, *arguments, *shared)
 
     return over

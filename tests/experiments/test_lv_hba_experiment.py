@@ -234,6 +234,8 @@ def test_claims_on_planted_numbers(tmp_path: Path) -> None:
         (lambda: Machine(penalties=()), r"penalties must be at least one positive number; got \(\)"),
         (lambda: Machine("letters"), r"data must be one of \('breast_cancer', 'digits'\); got 'letters'"),
         (lambda: Race(training=31), "training and validation must be multiples of blocks = 5; got 31 and 300"),
+        (lambda: Race(methods=("LVHAB",)), "methods must be among Unrolled, .*; got LVHAB"),
+        (lambda: Race(methods=("LVHBA",)), "methods must have LVHBA and AiPOD"),
         (lambda: GroupLasso(training=100), "training must be above 100 coefficients; got 100"),
         (lambda: replace(SMOKE, parts=("toys",)), "parts must be some of"),
     ],

@@ -187,3 +187,6 @@ def test_what_does_not_fit_is_refused(model_and_definition, tmp_path: Path) -> N
         generate(model.decoder, jnp.asarray(TOKENS), 2)
     with pytest.raises(ValueError, match="as many heads; they have 3 and 4"):
         load_model(write(tmp_path / "model.bin", draw(), decoder=4))
+    flat = {name: tensor.ravel() if name == "encoder/conv1/weight" else tensor for name, tensor in draw().items()}
+    with pytest.raises(ValueError, match=r"encoder/conv1/weight must have 3 axes; got shape \(\d+,\)"):
+        load_model(write(tmp_path / "model.bin", flat))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from orbax.checkpoint import CheckpointManager
 from toys import (
     CLOSE,
@@ -25,7 +26,7 @@ from toys import (
     words,
 )
 
-from jattn.train import Generated, Schedule, fit
+from jattn.train import Fitted, Generated, Schedule, create_state, fit, mapped
 
 
 @pytest.mark.parametrize("build", [Plain, Stateful])
@@ -130,3 +131,27 @@ def test_every_checkpoint_is_the_state_of_its_step(tmp_path):
             kernel = kernel["value"] if isinstance(kernel, dict) else kernel
             assert np.asarray(kernel).tobytes() == words(short.parameters["inner"]["kernel"][...]).tobytes()
             assert int(leaves["step"]) == steps
+
+
+class _Unhashable(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.weight = nnx.Param(jax.random.normal(rngs.params(), (2,)))
+        self.labels = {"a list has no hash": []}
+
+
+@pytest.mark.parametrize(("build", "programs"), [(Plain, 1), (_Unhashable, 2)])
+def test_what_is_measured_of_models_alike_is_one_program(build, programs):
+    """Where a structure has no hash each model has a program, which is not made anew at every call either."""
+    traced = []
+
+    def measure(model: nnx.Module, factor: jax.Array) -> jax.Array:
+        traced.append(1)
+        return factor * sum(leaf.sum() for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    models = [Fitted(*create_state(build, OPTIMISER, jax.random.key(seed), 2), 2) for seed in range(2)]
+    measured = mapped(measure)
+    for factor in (1.0, 3.0):
+        for fitted in models:
+            want = sum(leaf.sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(fitted.state.parameters))
+            np.testing.assert_allclose(measured(fitted, shared=(jnp.float32(factor),)), factor * want, rtol=1e-5)
+    assert len(traced) == programs

@@ -107,7 +107,7 @@ PRESETS = {
         replace(LAPTOP, parts=("constructed", "trained"), trained=SMALL, seeds=2),
         "half a minute on two cores; without the published model",
     ),
-    "laptop": Preset(LAPTOP, "about 20 minutes of CPU time; jattn weights fetch smollm2-135m first"),
+    "laptop": Preset(LAPTOP, "about half an hour of CPU time; jattn weights fetch smollm2-135m first"),
     "paper": Preset(
         replace(
             LAPTOP,

@@ -59,7 +59,7 @@ def _rows() -> Iterator[dict[str, Any]]:
     found = json.loads(told.splitlines()[-1])
     detail = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.items())
     yield Bound(15.0).row(f"{MODEL} to first logits, CPU seconds", "1 s", np.array([sum(found.values())]), detail)
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     path = find(MODEL).weights
@@ -101,7 +101,7 @@ def _decode(model: LanguageModel, tokens: np.ndarray) -> Timed:
 
 
 def _prompt_of_torch(peer: Any, tokens: np.ndarray) -> Timed:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def measure() -> float:
         with torch.inference_mode():
@@ -112,7 +112,7 @@ def _prompt_of_torch(peer: Any, tokens: np.ndarray) -> Timed:
 
 def _decode_of_torch(peer: Any, tokens: np.ndarray) -> Timed:
     """Step by step without what their `generate` does besides."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def measure() -> float:
         with torch.inference_mode():

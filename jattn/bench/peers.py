@@ -15,8 +15,8 @@ def decoder_of_transformers(path: Path, config: LanguageModelConfig) -> Any:
     Raises:
       ModuleNotFoundError: torch, transformers or gguf is not installed.
     """
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     gemma = config.query_key_norms

@@ -57,9 +57,9 @@ class Probed(NamedTuple):
 class Interval(NamedTuple):
     """Means and their intervals."""
 
-    mean: Float[Array, "*rows"]
-    low: Float[Array, "*rows"]
-    high: Float[Array, "*rows"]
+    mean: Float[np.ndarray, "*rows"]
+    low: Float[np.ndarray, "*rows"]
+    high: Float[np.ndarray, "*rows"]
 
 
 class Selectivity(NamedTuple):
@@ -78,6 +78,7 @@ class Selectivity(NamedTuple):
     shuffled: Probed
 
 
+@partial(jax.jit, static_argnames=("classes", "kind"))
 def fit_probe(
     features: Float[Array, "examples features"],
     labels: Int[Array, " examples"],
@@ -100,7 +101,9 @@ def fit_probe(
     return _trainer(jnp.asarray(features, jnp.float32), labels, every, classes, kind)(penalty)
 
 
-def group_folds(key: Key[Array, ""], groups: Int[Array | np.ndarray, " examples"], folds: int = 5) -> Int[Array, " examples"]:
+def group_folds(
+    key: Key[Array, ""], groups: Int[Array | np.ndarray, " examples"], folds: int = 5
+) -> Int[Array, " examples"]:
     """The fold that each example is tested in: groups stay whole, and folds are as large as that lets them be.
 
     Groups in random order, larger before smaller, each go to the fold that has the fewest examples so far.
@@ -183,7 +186,7 @@ def control_labels(
 
 def over_groups(
     key: Key[Array, ""],
-    values: Float[Array, "*rows examples"],
+    values: Float[np.ndarray, "*rows examples"],
     groups: Int[Array | np.ndarray, " examples"],
     *,
     level: float = 0.95,
@@ -199,12 +202,12 @@ def over_groups(
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1; got {level}")
     _, of_group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    sums = jnp.zeros((*values.shape[:-1], len(sizes))).at[..., of_group].add(values)
-    drawn = jax.random.randint(key, (draws, len(sizes)), 0, len(sizes))
-    times = jnp.zeros((draws, len(sizes))).at[jnp.arange(draws)[:, None], drawn].add(1)
-    means = sums @ times.T / (times @ jnp.asarray(sizes, jnp.float32))
-    low, high = jnp.quantile(means, jnp.array([(1 - level) / 2, (1 + level) / 2]), axis=-1)
-    return Interval(values.mean(axis=-1), low, high)
+    known = np.asarray(values, np.float64)
+    sums = np.stack([known[..., of_group == group].sum(axis=-1) for group in range(len(sizes))], axis=-1)
+    drawn = np.asarray(jax.random.randint(key, (draws, len(sizes)), 0, len(sizes)))
+    times = np.stack([np.bincount(each, minlength=len(sizes)) for each in drawn])
+    low, high = np.quantile(sums @ times.T / (times @ sizes), [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    return Interval(known.mean(axis=-1), low, high)
 
 
 def selectivity(
@@ -245,8 +248,8 @@ def selectivity(
     settings: dict[str, Any] = {"folds": folds, "classes": int(known.max()) + 1, "kind": kind, "penalties": penalties}
     found = _probe_labels(features, together, group_folds(split, groups, folds), **settings)
     task, shuffled = (jax.tree.map(lambda leaf, part=part: leaf[part], found) for part in (0, slice(1, None)))
-    accuracy, chance = task.right.astype(jnp.float32), shuffled.right.mean(axis=0)
-    above = over_groups(draw, jnp.stack([accuracy, chance, accuracy - chance]), groups, level=level)
+    accuracy, chance = np.asarray(task.right, float), np.asarray(shuffled.right, float).mean(axis=0)
+    above = over_groups(draw, np.stack([accuracy, chance, accuracy - chance]), groups, level=level)
     means = [Interval(*(part[row] for part in above)) for row in range(3)]
     return Selectivity(*means, task, shuffled)
 

@@ -19,6 +19,7 @@ from jattn.interpret.probes import (
     selectivity,
     shuffle_among_groups,
 )
+from jattn.interpret.views import attention_map, head_grid, token_highlight
 
 __all__ = [
     "PENALTIES",
@@ -41,12 +42,14 @@ __all__ = [
     "Selectivity",
     "Set",
     "Where",
+    "attention_map",
     "attribute_heads",
     "capture",
     "control_labels",
     "edit",
     "fit_probe",
     "group_folds",
+    "head_grid",
     "mask_heads",
     "mean_column_weights",
     "one_head_each",
@@ -60,4 +63,5 @@ __all__ = [
     "random_heads",
     "selectivity",
     "shuffle_among_groups",
+    "token_highlight",
 ]

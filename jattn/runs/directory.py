@@ -5,7 +5,7 @@ environment.json    versions, devices and revision of every process that worked 
 status.json         running, completed, stopped or failed; why
 metrics/<stage>.jsonl, tensorboard/<stage>/
 checkpoints/<stage>/<step>/
-figures/*.svg with captions.json, claims.json, results.json
+figures/*.svg and *.html with captions.json, claims.json, results.json
 """
 
 import json
@@ -139,9 +139,25 @@ class Run:
         with matplotlib.rc_context({"svg.hashsalt": name}):  # ids that do not change from one writing to the next
             figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
         os.replace(temporary, path)
-        self._captions[name] = caption
-        write_whole(path.parent / "captions.json", json.dumps(self._captions, indent=2))
+        self._caption(path, caption)
         return path
+
+    def view(self, name: str, page: str, caption: str) -> Path:
+        """Save an HTML page, complete in itself, that the report shows among the figures, with its caption.
+
+        The report lets nothing in it run or load, as pages are of whoever wrote the run directory.
+        """
+        path = self.directory / "figures" / f"{name}.html"
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, page)
+        self._caption(path, caption)
+        return path
+
+    def _caption(self, path: Path, caption: str) -> None:
+        self._captions[path.stem] = caption
+        write_whole(path.parent / "captions.json", json.dumps(self._captions, indent=2))
+        # What had the name before may have been of the other kind.
+        path.with_suffix(".html" if path.suffix == ".svg" else ".svg").unlink(missing_ok=True)
 
     def settle(self, claim: Claim, measured: Any, control: Any, finding: str = "") -> Verdict:
         """Judge a claim (see `judge`), keep the verdict and write the claims so far."""

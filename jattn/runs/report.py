@@ -1,6 +1,7 @@
 """One self-contained HTML page of any set of runs: claims, figures, training curves, environments and configs.
 
-The page needs no network and no script; the same run directories give the same bytes.
+The page needs no network and no script; the same run directories give the same bytes. Run directories may be anyone's:
+their text is escaped, their pictures are images, and their pages are in frames that run and load nothing.
 """
 
 import base64
@@ -49,6 +50,8 @@ CURVE_STYLE = {
 }
 TRAINING_COLOUR, EVALUATION_COLOUR = "#2f6690", "#a4541d"
 FEW_POINTS, MANY_POINTS = 40, 2000
+CHARACTERS = 100
+"""In a line of a view, about."""
 
 Series = tuple[np.ndarray, np.ndarray]
 """Steps, and the values at them: (steps,) or (steps, seeds)."""
@@ -61,6 +64,15 @@ class _Picture:
     name: str
     source: str
     caption: str
+
+
+@dataclass(frozen=True)
+class _View:
+    """An HTML page of a run's, what is said about it, and how high its frame is, in rem."""
+
+    page: str
+    caption: str
+    height: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class _Section:
     summary: Summary
     at: datetime | None
     environments: list[_Environment]
-    figures: list[_Picture]
+    figures: list[_Picture | _View]
     curves: list[_Curves]
     config: dict[str, str]
     results: str
@@ -192,12 +204,24 @@ def _pretty(results: Any) -> str:
     return re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
 
 
-def _figures(directory: Path) -> list[_Picture]:
+def _figures(directory: Path) -> list[_Picture | _View]:
     captions = read_json(directory / "captions.json") or {}
-    return [
-        _Picture(name, _data_uri((directory / f"{name}.svg").read_bytes()), caption)
-        for name, caption in captions.items()
-    ]
+    return [_figure(directory, name, caption) for name, caption in captions.items()]
+
+
+def _figure(directory: Path, name: str, caption: str) -> _Picture | _View:
+    view = directory / f"{name}.html"
+    if view.exists():
+        page = view.read_text(encoding="utf-8")
+        return _View(page, caption, _height(page))
+    return _Picture(name, _data_uri((directory / f"{name}.svg").read_bytes()), caption)
+
+
+def _height(page: str) -> int:
+    """About what a page of text needs, within bounds: a frame cannot grow with its content without a script."""
+    text = re.sub(r"<[^>]*>", "", re.sub(r"(?s)<(style|title)\b.*?</\1>", "", page))
+    lines = sum(1 + len(line) // CHARACTERS for line in text.splitlines())
+    return min(max(8, 2 * lines), 32)
 
 
 def _data_uri(svg: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Probes against closed forms in float64 and scikit-learn; leaks that grouped splits stop; labels at random; directions."""
+"""Probes against scikit-learn; leaks that grouped splits stop; labels at random; a planted direction."""
 
 import jax
 import jax.numpy as jnp

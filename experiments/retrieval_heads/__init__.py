@@ -9,7 +9,7 @@ SmolLM2-135M-Instruct, asked for sentences hidden in a novel and in an address t
 switched off in decoding alone, as in the released code, which makes them read everything alike (mode "uniform"); the
 claims are on heads whose output is 0 (mode "zero").
 
-Read in this order: config, needles, score, the parts, claims, figures.
+Read in this order: config, needles, score, the parts, claims, reading, figures.
 """
 
 import logging
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.retrieval_heads import claims, constructed, figures, pretrained, trained
+from experiments.retrieval_heads import claims, constructed, figures, pretrained, reading, trained
 from experiments.retrieval_heads.config import CLAIMED, PRESETS, Config
 from experiments.retrieval_heads.score import mean_score
+from jattn.interpret import head_grid
 from jattn.pretrained.load import load
 from jattn.runs import Experiment, Paper, Run
 
@@ -47,8 +48,12 @@ def _constructed(config: Config, run: Run) -> Any:
 
 
 def _trained(config: Config, run: Run) -> Any:
-    after, before = trained.measure(config, run)
+    after, before, reads = trained.measure(config, run)
     claims.settle_trained(run, after, before)
+    best = max(after, key=lambda each: each.scores.max())
+    caption = "Retrieval score of every head of the small decoder that has the best one."
+    run.figure("copying_scores", head_grid(best.scores, label="retrieval score"), caption)
+    run.view("copying", reading.page(reads), "What the best head of the small decoders reads as it answers one text.")
     return {
         name: [{"scores": each.scores.tolist(), "accuracy": each.accuracy} for each in found]
         for name, found in (("after training", after), ("before", before))
@@ -67,7 +72,9 @@ def _pretrained(config: Config, run: Run) -> Any:
     claims.settle_pretrained(run, found)
     mean = mean_score(found.scores.times, found.scored.recalls)
     heads = mean.shape[1]
-    run.figure("scores", figures.grid(mean), "Mean retrieval score of every head.")
+    run.figure("scores", head_grid(mean, label="retrieval score"), "Mean retrieval score of every head.")
+    caption = "What the best head reads around the needle as it answers, on the prompt where it scores highest."
+    run.view("reads", reading.page(pretrained.best_head_reads(reader, found)), caption)
     drawn = {"of any layer": found.without_random, "of the same layers": found.without_alike}
     caption = "Recall of needles that scored no head, with heads switched off in decoding."
     run.figure("masks", figures.recalls(found.held_out.recalls, found.without, drawn), caption)

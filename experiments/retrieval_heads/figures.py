@@ -5,16 +5,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 
-def grid(scores: Float[np.ndarray, "layers heads"]) -> Figure:
-    """The score of every head."""
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(scores.T, cmap="magma_r", vmin=0, aspect="auto")
-    axis.set(xlabel="layer", ylabel="head")
-    figure.colorbar(image, ax=axis, label="retrieval score")
-    return figure
-
-
 def recalls(
     everything: Float[np.ndarray, " prompts"],
     without: dict[str, dict[int, Float[np.ndarray, " prompts"]]],

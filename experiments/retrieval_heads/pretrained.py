@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from experiments.retrieval_heads.config import CLAIMED, MODES, Pretrained
 from experiments.retrieval_heads.needles import HELD_OUT, SCORED, Encode, Needle, Prompt, build_prompt
+from experiments.retrieval_heads.reading import Reading
 from experiments.retrieval_heads.score import copied, mean_score, recall, retrieval_score
 from jattn.data.text import moby_dick, state_of_the_union
 from jattn.interpret import capture, mask_heads, random_heads
@@ -130,6 +131,12 @@ def _most_read(model: LanguageModel, tokens: Int[Array, "prompts length"]) -> In
     return jnp.stack([captured.sites[f"layers.{layer}.attention.statistics"].argmax for layer in range(count)])
 
 
+@nnx.jit(static_argnames=("layer",))
+def _weights(model: LanguageModel, tokens: Int[Array, "1 length"], layer: int) -> Float[Array, "1 heads length length"]:
+    site = f"layers.{layer}.attention.weights"
+    return capture(model, tokens, sites=[site]).sites[site]
+
+
 def read(reader: Reader, given: Sequence[Prompt]) -> list[ReadPrompt]:
     """Prompts read up to their last tokens, in batches."""
     tokens = np.stack([each.tokens for each in given])
@@ -242,6 +249,25 @@ def measure(reader: Reader, seed: int, stop_if_asked: Callable[[], None]) -> Fou
         scored, held_out, absent, shuffled, scores["scored"], scores["absent"], scores["shuffled"],
         best, without, drawn[False], drawn[True], invented,
     )  # fmt: skip
+
+
+def best_head_reads(reader: Reader, found: Found) -> Reading:
+    """What the best head reads as it answers the prompt where it scores highest."""
+    layer, head = divmod(int(found.best[0]), reader.model.config.heads)
+    scores, recalls = found.scores.times[:, layer, head], found.scored.recalls
+    which = max(range(len(scores)), key=lambda prompt: (scores[prompt], recalls[prompt]))
+    given = prompts(reader, SCORED, reader.part.scored_depths)[which]
+    told = f"Head {layer}.{head} where its score is {scores[which]:.2f}: {given.needle.question}"
+    return head_reads(reader, given, found.scored.tokens[which], (layer, head), told)
+
+
+def head_reads(reader: Reader, given: Prompt, said: list[int], head: tuple[int, int], told: str) -> Reading:
+    """What a head, of that layer and number, reads in the rows that say an answer."""
+    text = np.concatenate([given.tokens, np.array(said, np.int32)])
+    weights = np.asarray(_weights(reader.model, jnp.asarray(text[None], jnp.int32), head[0]))[0, head[1]]
+    words = [reader.decode([token]) for token in text.tolist()]
+    begin = len(given.tokens)
+    return Reading(told, words, words[begin:], weights[begin - 1 : len(text) - 1], given.span)
 
 
 def _mask(heads: Int[np.ndarray, " chosen"], shape: tuple[int, ...]) -> Bool[np.ndarray, "layers heads"]:

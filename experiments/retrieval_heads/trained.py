@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from experiments.retrieval_heads.config import Config, Trained
+from experiments.retrieval_heads.reading import Reading
 from experiments.retrieval_heads.score import copied, retrieval_score
 from jattn.interpret import capture
 from jattn.models.language_model import LanguageModel, LanguageModelConfig
@@ -78,8 +79,17 @@ def read(
     return argmax, right
 
 
-def measure(config: Config, run: Run) -> tuple[list[Found], list[Found]]:
-    """Decoders trained, each seed its own, and the same before training."""
+def answering_weights(
+    part: Trained, model: LanguageModel, copies: Copies
+) -> Float[Array, "layers texts heads rows keys"]:
+    """What every head reads in the rows that answer."""
+    sites = [f"layers.{layer}.attention.weights" for layer in range(part.layers)]
+    captured = capture(model, copies.tokens[:, :-1], sites=sites)
+    return jnp.stack([captured.sites[site][..., part.length :, :] for site in sites])
+
+
+def measure(config: Config, run: Run) -> tuple[list[Found], list[Found], Reading]:
+    """Decoders trained, each seed its own, and the same before training; what the best head reads in the first text."""
     part, key, make = config.trained, jax.random.key(config.seed), partial(build, config.trained)
     fitted = fit(
         run,
@@ -94,7 +104,8 @@ def measure(config: Config, run: Run) -> tuple[list[Found], list[Found]]:
     )
     untrained = Fitted(*create_state(make, part.optimiser(), key, config.seeds), config.seeds)
     copies = sample(part, part.tested, 1, jax.random.fold_in(key, 1))
-    return _score(part, fitted, copies), _score(part, untrained, copies)
+    after = _score(part, fitted, copies)
+    return after, _score(part, untrained, copies), _reading(part, fitted, copies, after)
 
 
 def _score(part: Trained, fitted: Fitted, copies: Copies) -> list[Found]:
@@ -110,3 +121,15 @@ def _score(part: Trained, fitted: Fitted, copies: Copies) -> list[Found]:
         kept = whole if whole.any() else np.ones_like(whole)
         found.append(Found(np.stack(each)[kept].mean(axis=0), float(whole.mean())))
     return found
+
+
+def _reading(part: Trained, fitted: Fitted, copies: Copies, found: list[Found]) -> Reading:
+    first = Copies(copies.tokens[:1], copies.begins[:1])
+    weights = np.asarray(fitted.map(partial(answering_weights, part), shared=(first,)))
+    scores = np.stack([each.scores for each in found])
+    seed, layer, head = (int(place) for place in np.unravel_index(scores.argmax(), scores.shape))
+    words = [f"{token} " for token in np.asarray(first.tokens)[0].tolist()]
+    begin = int(first.begins[0, 0])
+    told = f"Head {layer}.{head} of seed {seed}, whose score is {scores.max():.2f}"
+    rows = weights[seed, layer, 0, head]
+    return Reading(told, words[:-1], words[part.length + 1 :], rows, (begin, begin + part.copied))

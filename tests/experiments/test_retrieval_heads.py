@@ -11,13 +11,14 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.retrieval_heads import EXPERIMENT, constructed, pretrained
+from experiments.retrieval_heads import EXPERIMENT, constructed, pretrained, reading
 from experiments.retrieval_heads.config import PRESETS, Pretrained
 from experiments.retrieval_heads.needles import HELD_OUT, SCORED, Prompt, build_prompt
 from experiments.retrieval_heads.score import copied, mean_score, recall, retrieval_score
 from jattn.interpret import capture
 from jattn.models.language_model import LanguageModel, LanguageModelConfig
 from jattn.runs import open_run
+from jattn.runs.report import write_report
 
 CONTEXT = np.array([3, 5, 8, 5, 9, 1])
 """The needle is 5, 8, 5, 9 at places 1 to 4."""
@@ -134,6 +135,21 @@ def test_rows_that_answer_are_those_of_the_weights(reader) -> None:
         np.testing.assert_array_equal(found.looking[row], looks.sum(axis=-1) / 4)
 
 
+def test_what_a_head_reads_is_its_rows_of_weights(reader) -> None:
+    rng = np.random.default_rng(3)
+    prompt, said = Prompt(rng.integers(1, 30, 20), (5, 9), SCORED[0]), [4, 7, 2]
+    found = pretrained.head_reads(reader, prompt, said, (1, 0), "Head 1.0")
+    text = jnp.asarray(np.concatenate([prompt.tokens, said])[None])
+    site = "layers.1.attention.weights"
+    weights = jax.jit(lambda text: capture(reader.model, text, sites=[site]).sites[site])(text)
+    np.testing.assert_allclose(found.weights, weights[0, 0, 19:22], atol=1e-6)
+    assert found.said == ["[4]", "[7]", "[2]"]
+    assert found.tokens[:20] == [f"[{token}]" for token in prompt.tokens.tolist()]
+    page = reading.page(found)
+    assert page.count("<h2>") == 3
+    assert f"reads {found.weights[0].sum():.2f} of its weight here" in page
+
+
 def test_a_smoke_run_settles_its_claims(tmp_path: Path) -> None:
     config = PRESETS["smoke"].config
     with open_run(EXPERIMENT, "smoke", config, tmp_path / "run", quiet=True) as run:
@@ -141,3 +157,8 @@ def test_a_smoke_run_settles_its_claims(tmp_path: Path) -> None:
     verdicts = {verdict.claim.name: verdict for verdict in run.verdicts}
     assert verdicts["an induction head scores one"].held
     assert set(verdicts) == {"an induction head scores one", "it emerges with the task"}
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
+        "copying_scores.svg", "copying.html", "captions.json",
+    }  # fmt: skip
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<iframe sandbox") == 1

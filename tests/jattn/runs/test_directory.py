@@ -431,6 +431,19 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_one_before(tmp_path):
         assert json.loads((path.parent / "captions.json").read_text()) == {"curve": "What it shows."}
 
 
+def test_a_view_is_kept_as_a_figure_is_and_takes_the_place_of_one(tmp_path):
+    with toy_run(tmp_path / "run") as run:
+        run.figure("curve", draw(1.0), "What it shows.")
+        path = run.view("curve", "<p>é", "As a page.")
+        assert path.read_text(encoding="utf-8") == "<p>é"
+        run.view("text", "<p>", "Another.")
+        assert tree(tmp_path / "run" / "figures") == {"curve.html", "text.html", "captions.json"}
+        run.figure("text", draw(1.0), "A figure after all.")
+        assert tree(tmp_path / "run" / "figures") == {"curve.html", "text.svg", "captions.json"}
+        captions = json.loads((tmp_path / "run" / "figures" / "captions.json").read_text())
+        assert captions == {"curve": "As a page.", "text": "A figure after all."}
+
+
 def test_history_is_the_record_so_far(tmp_path):
     with toy_run(tmp_path / "run") as run, run.stage("stage") as stage:
         assert run.history("stage") == {}

@@ -169,6 +169,33 @@ def test_figures_come_in_the_captions_order(full_run, out):
     assert embedded == (full_run / "figures" / "b.svg").read_bytes()
 
 
+def test_views_stand_among_figures_in_frames_that_run_and_load_nothing(full_run, out):
+    before = Figure()
+    before.subplots()
+    page = f"<!DOCTYPE html>\n<p title='\"&quot;'>{HOSTILE} <img src=//evil.example></p>"
+    with open_toy(full_run) as run:
+        run.figure("turned", before, "What was a figure.")
+        assert run.view("turned", page, "What was a figure.") == full_run / "figures" / "turned.html"
+        assert not (full_run / "figures" / "turned.svg").exists()
+        run.view("long", "<p>" + "word " * 400, f"A long one, {HOSTILE}")
+        run.view("huge", "<br>\n" * 10_000, "A huge one.")
+    write_report([full_run], out)
+    report = Page(out)
+    frames = report.all("iframe")
+    assert [frame["title"] for frame in frames] == ["What was a figure.", f"A long one, {HOSTILE}", "A huge one."]
+    assert frames[0]["srcdoc"] == page
+    for frame in frames:
+        assert frame["sandbox"] is None  # no value allows nothing: no script, no form, no way out of the frame
+        assert "src" not in frame
+    assert re.search("Content-Security-Policy\" content=\"default-src 'none'", out.read_text())
+    assert not report.all("script")
+    assert "<script" not in out.read_text()
+    assert "evil" not in "".join(image["src"] for image in report.all("img"))
+    heights = [int(re.fullmatch(r"height: (\d+)rem", frame["style"])[1]) for frame in frames]
+    assert heights[0] == 8 < heights[1] < heights[2] == 32
+    assert len([image for image in report.all("img") if image["alt"].startswith("Figure")]) == 2
+
+
 def test_curves_show_scalars_and_seeds_and_name_the_rest(full_run, out):
     write_report([full_run], out)
     page = Page(out)
@@ -282,10 +309,11 @@ def test_no_directory_is_refused(out):
         ("metrics/first.jsonl", '{"step": 1, "loss": 1}\nnonsense\n'),
         ("metrics/first.jsonl", '{"step": 1, "loss": 1}\n{"step": 2, "loss": [1, 2]}\n'),
         ("figures/captions.json", '{"absent": "a figure"}'),
+        ("figures/a.html", "\udce9"),
     ],
 )
 def test_what_cannot_be_read_is_named(name, content, full_run, out):
-    (full_run / name).write_text(content)
+    (full_run / name).write_text(content, errors="surrogateescape")
     with pytest.raises(RunError, match=re.escape(str(full_run))):
         write_report([full_run], out)
     assert not out.exists()

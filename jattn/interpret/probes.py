@@ -12,7 +12,7 @@ are of: no group is both trained on and tested on, nor both in training and in v
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Probe(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What probes found at every site.
+    """What probes found at every site, of every task where there are several.
 
     Attributes:
       probes: one for each site and fold, trained on the other folds.
@@ -49,9 +49,9 @@ class Probed(NamedTuple):
     """
 
     probes: Probe
-    penalties: Float[Array, "sites folds"]
-    right: Bool[Array, "sites examples"]
-    accuracy: Float[Array, "sites folds"]
+    penalties: Float[Array, "*tasks sites folds"]
+    right: Bool[Array, "*tasks sites examples"]
+    accuracy: Float[Array, "*tasks sites folds"]
 
 
 class Interval(NamedTuple):
@@ -125,7 +125,7 @@ def group_folds(
 @partial(jax.jit, static_argnames=("folds", "classes", "kind", "penalties"))
 def probe(
     features: Float[Array, "sites examples features"],
-    labels: Int[Array, " examples"],
+    labels: Int[Array, "*tasks examples"],
     fold: Int[Array, " examples"],
     *,
     folds: int,
@@ -139,21 +139,23 @@ def probe(
     labels of that one, in turn; of several, the strongest. Then the probe is trained on all other folds.
 
     Args:
-      labels: 0 to classes - 1.
+      labels: 0 to classes - 1; of one task, or of several, (tasks, examples).
       fold: see `group_folds`; 0 to folds - 1, none empty.
       penalties: to choose from, weakest first.
 
     Raises:
       ValueError: features, labels and fold that are not of the same examples, fewer than 3 folds, or an unknown kind.
     """
-    if features.ndim != 3 or labels.shape != fold.shape or fold.shape != features.shape[1:2]:
+    if features.ndim != 3 or labels.ndim > 2 or not features.shape[1:2] == fold.shape == labels.shape[-1:]:
         shapes = f"{features.shape}, {labels.shape} and {fold.shape}"
-        raise ValueError(f"features must be (sites, examples, features), labels and fold (examples,); got {shapes}")
+        raise ValueError(f"features must be (sites, examples, features), labels and fold of the examples; got {shapes}")
     if folds < 3:
         raise ValueError(f"folds must be at least 3, one for testing and one for validation; got {folds}")
     ascending = jnp.asarray(penalties, jnp.float32)
     one_site = partial(_probe_site, folds=folds, classes=classes, kind=kind)
-    return jax.vmap(one_site, in_axes=(0, None, None, None))(features, labels, fold, ascending)
+    every_site = jax.vmap(one_site, in_axes=(0, None, None, None))
+    every_task = jax.vmap(every_site, in_axes=(None, 0, None, None)) if labels.ndim == 2 else every_site
+    return every_task(features, labels, fold, ascending)
 
 
 def shuffle_among_groups(
@@ -245,19 +247,14 @@ def selectivity(
     control = shuffle_among_groups if types is None else control_labels
     controls = [control(one, known, groups if types is None else types) for one in each]
     together = jnp.stack([jnp.asarray(known), *controls])
-    settings: dict[str, Any] = {"folds": folds, "classes": int(known.max()) + 1, "kind": kind, "penalties": penalties}
-    found = _probe_labels(features, together, group_folds(split, groups, folds), **settings)
+    fold = group_folds(split, groups, folds)
+    classes = int(known.max()) + 1
+    found = probe(features, together, fold, folds=folds, classes=classes, kind=kind, penalties=penalties)
     task, shuffled = (jax.tree.map(lambda leaf, part=part: leaf[part], found) for part in (0, slice(1, None)))
     accuracy, chance = np.asarray(task.right, float), np.asarray(shuffled.right, float).mean(axis=0)
     above = over_groups(draw, np.stack([accuracy, chance, accuracy - chance]), groups, level=level)
     means = [Interval(*(part[row] for part in above)) for row in range(3)]
     return Selectivity(*means, task, shuffled)
-
-
-@partial(jax.jit, static_argnames=("folds", "classes", "kind", "penalties"))
-def _probe_labels(features: Array, labels: Array, fold: Array, **options: Any) -> Probed:
-    several = partial(probe, **options)
-    return jax.vmap(several, in_axes=(None, 0, None))(features, labels, fold)
 
 
 def _probe_site(

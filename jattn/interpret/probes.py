@@ -98,7 +98,7 @@ def fit_probe(
       ValueError: an unknown kind.
     """
     every = jnp.ones(len(features), bool) if trained_on is None else trained_on
-    return _trainer(jnp.asarray(features, jnp.float32), labels, every, classes, kind)(penalty)
+    return _trainer(jnp.asarray(features, jnp.float32), labels, every, classes, kind)(jnp.asarray(penalty))
 
 
 def group_folds(
@@ -253,8 +253,8 @@ def selectivity(
     task, shuffled = (jax.tree.map(lambda leaf, part=part: leaf[part], found) for part in (0, slice(1, None)))
     accuracy, chance = np.asarray(task.right, float), np.asarray(shuffled.right, float).mean(axis=0)
     above = over_groups(draw, np.stack([accuracy, chance, accuracy - chance]), groups, level=level)
-    means = [Interval(*(part[row] for part in above)) for row in range(3)]
-    return Selectivity(*means, task, shuffled)
+    means = (Interval(*each) for each in zip(*above, strict=True))
+    return Selectivity(*means, task=task, shuffled=shuffled)
 
 
 def _probe_site(

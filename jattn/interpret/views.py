@@ -212,11 +212,10 @@ def _name_tokens(axis: Axes, tokens: Sequence[str], which: str) -> None:
 
 def _write_numbers(axis: Axes, image: AxesImage, values: Float[np.ndarray, "rows columns"]) -> None:
     """Two digits on every cell, dark on light and light on dark."""
+    light = image.to_rgba(values)[..., :3] @ [0.2126, 0.7152, 0.0722]
     for row, column in np.argwhere(np.isfinite(values)):
-        value = float(values[row, column])
-        red, green, blue, _ = image.cmap(image.norm(value))
-        ink = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "white"
-        axis.text(column, row, _short(value), ha="center", va="center", color=ink, fontsize=6.5)
+        ink = "black" if light[row, column] > 0.5 else "white"
+        axis.text(column, row, _short(float(values[row, column])), ha="center", va="center", color=ink, fontsize=6.5)
 
 
 def _short(value: float) -> str:

@@ -220,7 +220,7 @@ def _figure(directory: Path, name: str, caption: str) -> _Picture | _View:
 def _height(page: str) -> int:
     """About what a page of text needs, within bounds: a frame cannot grow with its content without a script."""
     text = re.sub(r"<[^>]*>", "", re.sub(r"(?s)<(style|title)\b.*?</\1>", "", page))
-    lines = sum(1 + len(line) // CHARACTERS for line in text.splitlines())
+    lines = sum(1 + len(line) // CHARACTERS for line in text.splitlines() if line.strip())
     return min(max(8, 2 * lines), 32)
 
 

@@ -35,7 +35,7 @@ h2 {{ font-size: .8125rem; font-weight: 500; color: #55554f; margin: 1rem 0 .25r
 h2, p {{ overflow-wrap: anywhere; }}
 p {{ margin: 0; font: .875rem/1.9 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }}
 .scale {{ font: .8125rem/1.5 system-ui, sans-serif; color: #55554f; }}
-span {{ padding: .15em 0; border-radius: .2em; }}
+span {{ padding: .15em 0; border-radius: .2em; color: #1d1d1a; }}
 .below {{ text-decoration: underline dotted; text-underline-offset: .2em; }}
 </style>
 </head>

@@ -3,7 +3,7 @@
 from jattn.interpret.attention import CalibrateColumns, CalibrateSinks, DropColumns, OverrideRow, mean_column_weights
 from jattn.interpret.capture import Captured, capture
 from jattn.interpret.controls import Difference, Overlap, overlap, paired_bootstrap, permutation_p_value, random_heads
-from jattn.interpret.edit import Add, Edit, Mean, Resample, Scale, Set, Where, edit, mask_heads
+from jattn.interpret.edit import Add, Edit, Mean, Resample, Rescale, Scale, Set, Where, edit, mask_heads
 from jattn.interpret.patching import Receiver, attribute_heads, one_head_each, patching_effect, path_patch
 from jattn.interpret.probes import (
     PENALTIES,
@@ -38,6 +38,7 @@ __all__ = [
     "Probed",
     "Receiver",
     "Resample",
+    "Rescale",
     "Scale",
     "Selectivity",
     "Set",

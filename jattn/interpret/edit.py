@@ -50,6 +50,23 @@ class Scale:
         return activation * self.factor
 
 
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """The activation keeps its direction and gets this norm, of its last axis; an activation of zeros stays.
+
+    Norms are computed in float32, as those of massive activations are too coarse in less.
+    """
+
+    norm: Array | float
+
+    def __call__(self, activation: Array) -> Array:
+        wide = activation.astype(jnp.promote_types(activation.dtype, jnp.float32))
+        squares = jnp.square(wide).sum(axis=-1, keepdims=True)
+        here = jnp.sqrt(jnp.where(squares > 0, squares, 1))
+        return wide * (self.norm / here)
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Mean:
@@ -72,7 +89,7 @@ class Resample:
         return activation[self.order]
 
 
-Operation = Set | Add | Scale | Mean | Resample
+Operation = Set | Add | Scale | Rescale | Mean | Resample
 AttentionChange = DropColumns | CalibrateColumns | CalibrateSinks | OverrideRow
 
 
@@ -166,8 +183,8 @@ def edit(
     """A change for `capture(edits=...)`.
 
     Args:
-      operation: `Set`, `Add`, `Scale`, `Mean`, `Resample` of an activation; at "...attention.attention", the function
-        that reads, `DropColumns`, `CalibrateColumns`, `CalibrateSinks`, `OverrideRow`.
+      operation: `Set`, `Add`, `Scale`, `Rescale`, `Mean`, `Resample` of an activation; at "...attention.attention",
+        the function that reads, `DropColumns`, `CalibrateColumns`, `CalibrateSinks`, `OverrideRow`.
       where: which part of the activation; None: all of it.
       during: "prompt" and "decode" leave alone what reads one token at a time, or all else.
 

@@ -18,6 +18,7 @@ from jattn.interpret import (
     Mean,
     OverrideRow,
     Resample,
+    Rescale,
     Scale,
     Set,
     Where,
@@ -124,6 +125,7 @@ def test_statistics_of_long_text_are_made_in_linear_memory() -> None:
         (Set(2.0), lambda before: np.full_like(before, 2)),
         (Add(jnp.arange(float(WIDTH))), lambda before: before + np.arange(WIDTH)),
         (Scale(-3.0), lambda before: -3 * before),
+        (Rescale(7.0), lambda before: 7 * before / np.linalg.norm(before, axis=-1, keepdims=True)),
         (Mean((0, 1)), lambda before: np.broadcast_to(before.mean((0, 1)), before.shape)),
         (Resample(jnp.array([2, 0, 1])), lambda before: before[[2, 0, 1]]),
     ],
@@ -138,6 +140,19 @@ def test_operations_where_the_selector_says(model, operation, want) -> None:
     chosen[[0, 2], 8:] = True
     expected = np.where(chosen, want(np.asarray(before[site])), before[site])
     np.testing.assert_allclose(after[site], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_zeros_have_no_direction_to_rescale_and_pass_no_gradient_that_is_not_a_number() -> None:
+    for norm in (3.0, 0.0):
+        value, gradient = jax.value_and_grad(lambda each, norm=norm: Rescale(norm)(each).sum())(jnp.zeros(4))
+        assert value == 0
+        assert jnp.isfinite(gradient).all()
+
+
+def test_massive_activations_of_few_bits_are_rescaled_by_their_norms() -> None:
+    activation = jnp.concatenate([jnp.full(1, 3e4), jnp.full(512, 8.0)]).astype(jnp.float16)
+    norm = np.linalg.norm(np.asarray(activation, np.float64))
+    np.testing.assert_allclose(Rescale(1.0)(activation), np.asarray(activation, np.float64) / norm, rtol=1e-6)
 
 
 def test_zeroed_heads_are_rows_of_the_projection_zeroed(model) -> None:

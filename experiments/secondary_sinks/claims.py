@@ -29,7 +29,7 @@ READ = Claim(
     "sinks are read",
     "score of sinks over that of tokens of the same id that are none, in the blocks that read them",
     "weaker than the primary sink's, not negligible",
-    Bar(low=5),
+    Bar(low=5.0),
     "the same tokens in the blocks up to the one that makes them",
 )
 MADE = Claim(
@@ -57,14 +57,14 @@ DIRECTION = Claim(
     "a long vector of another direction makes no sink",
     "score of a token given a random vector as long as a sink's, over its own",
     "not in the paper",
-    Bar(high=2),
+    Bar(high=2.0),
     "given one in the primary sink's direction",
 )
 PLANTED_FOUND = Claim(
     "what is planted is found",
     "agreement of detected with planted pairs of layer and position, as long as the primary sink",
     "not in the paper",
-    Bar(low=1),
+    Bar(low=1.0),
     "planted in a random direction",
 )
 PLANTED_READ = Claim(
@@ -78,21 +78,21 @@ PLANTED_LIVES = Claim(
     "planted sinks live by their norm",
     "layers that they live longer at the largest norm than at the primary sink's",
     "not in the paper",
-    Bar(low=1),
+    Bar(low=1.0),
     "at the primary sink's norm over the next smaller one",
 )
 PLANTED_DIRECTION = Claim(
     "planted in another direction they are no sinks",
     "score of tokens given a random vector as long as the primary sink, over their own",
     "not in the paper",
-    Bar(high=2),
+    Bar(high=2.0),
     "given one in the primary sink's direction",
 )
 REMOVED_READ = Claim(
     "without what made it the primary sink is not read",
     "score of the primary sink over that with its vector cut to the median norm",
     "not in the paper",
-    Bar(low=2),
+    Bar(low=2.0),
     "another token cut so, mean of texts",
 )
 REMOVED_NATS = Claim(

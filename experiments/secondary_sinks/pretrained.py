@@ -131,7 +131,7 @@ def steer(reader: Reader, known: Survey, config: Config, rng: np.random.Generato
 
 def _steer(
     reader: Reader, known: Survey, text: int, sink: Sink, scales: tuple[float, ...], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
+) -> tuple:
     """One batch: a row for each scale, and two for the other token; before them the text as it is, which is known."""
     tokens, (primary, within, _) = known.texts.tokens[text], known.found[text]
     looked, marked = known.looked_at()[text], known.is_sink()[text]

@@ -131,7 +131,7 @@ def settle_pretrained(
             run.settle(claim, np.nan, np.nan, "there is no sink")
         return
     run.settle(MADE, stages.sinks["output, of the primary's making"], float(stages.sinks["input"].mean()))
-    run.settle(STEERED, *(_follow(scores, steered.scales) for scores in (steered.scores, steered.beside)))
+    run.settle(STEERED, _follow(steered.scores, steered.scales), _follow(steered.beside, steered.scales))
     as_is = steered.lifetimes[:, steered.scales == 1]
     longer, shorter = (
         float((steered.lifetimes[:, steered.scales == scale] > as_is).mean()) for scale in (LONGER, SHORTER)

@@ -5,6 +5,8 @@ which block 1 turns into a long vector, the primary sink; so has one token more,
 vector of the same direction: a secondary sink. Block 6 takes the first one away again. All other weights are small.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -33,7 +35,8 @@ def build(seed: int) -> LanguageModel:
     tokens[[FIRST, SINK]] = first, sink
     model.embedding.embedding[...] = jnp.asarray(tokens + shared, jnp.float32)
     for layer, block in enumerate(model.blocks):
-        attention, feed_forward = block.attention, block.feed_forward
+        attention = block.attention
+        feed_forward: Any = block.feed_forward
         for each in (attention.query, attention.key, attention.value, attention.output, feed_forward.inner):
             each.kernel[...] *= SMALL
         feed_forward.outer.kernel[...] *= SMALL

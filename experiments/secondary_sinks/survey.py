@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from experiments.secondary_sinks.detector import Sink, Window, detect, levels, primary_position, windows
 from experiments.secondary_sinks.texts import Texts
@@ -94,4 +94,4 @@ def rank_correlation(one: Float[np.ndarray, " values"], other: Float[np.ndarray,
     """Spearman's; where one of them is constant, 0."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
-    return float(spearmanr(one, other).statistic)
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])

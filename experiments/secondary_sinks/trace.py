@@ -42,7 +42,7 @@ class Trace(NamedTuple):
       scores: mean weight on each token over the queries that may read it, and over heads.
       added_norms: of what the feed-forward layer adds.
       candidates: features of the candidates after each block.
-      nats: cross-entropy of each token given those before it; where it is not asked for, None.
+      nats: cross-entropy of each token given those before it; where it is not asked for, of no token.
     """
 
     norms: Float[np.ndarray, "texts layers tokens"]
@@ -50,7 +50,7 @@ class Trace(NamedTuple):
     scores: Float[np.ndarray, "texts layers tokens"]
     added_norms: Float[np.ndarray, "texts layers tokens"]
     candidates: Float[np.ndarray, "texts candidates layers width"]
-    nats: Float[np.ndarray, "texts predicted"] | None
+    nats: Float[np.ndarray, "texts predicted"]
 
 
 class Reader(NamedTuple):
@@ -84,16 +84,16 @@ def trace(
     for begin in range(0, len(tokens), reader.at_once):
         reader.stop_if_asked()
         rows = np.arange(begin, begin + reader.at_once).clip(max=len(tokens) - 1)
-        batch = _trace(reader.model, jnp.asarray(tokens[rows]), *(jnp.asarray(each[rows]) for each in changes), nats)
-        kept = min(reader.at_once, len(tokens) - begin)
-        found.append([None if each is None else np.asarray(each)[:kept] for each in batch])
-    return Trace(*(None if each[0] is None else np.concatenate(each) for each in zip(*found, strict=True)))
+        norms, vectors, positions = (jnp.asarray(each[rows]) for each in changes)
+        batch = _trace(reader.model, jnp.asarray(tokens[rows]), norms, vectors, positions, nats)
+        found.append([np.asarray(each)[: len(tokens) - begin] for each in batch])
+    return Trace(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
 
 @nnx.jit(static_argnames=("asked",))
 def _trace(
     model: LanguageModel, tokens: Array, norms: Array, vectors: Array, positions: Array, asked: bool
-) -> tuple[Array | None, ...]:
+) -> tuple[Array, ...]:
     count, length = model.config.layers, tokens.shape[1]
     residuals = [*(f"layers.{layer}.residual" for layer in range(1, count)), "residual"]
     added = [f"layers.{layer}.feed_forward.output" for layer in range(count)]
@@ -107,13 +107,15 @@ def _trace(
     features = [sites[site].astype(jnp.float32) for site in residuals]
     sums = jnp.stack([sites[f"layers.{layer}.attention.statistics"].column_sums for layer in range(count)], axis=1)
     candidates = jnp.stack([each[:, :CANDIDATES] for each in features], axis=2)
+    predicted = slice(length - 1 if asked else 0)
+    nats = optax.softmax_cross_entropy_with_integer_labels(output[:, predicted], tokens[:, 1:][:, predicted])
     return (
         jnp.stack([jnp.linalg.norm(each, axis=-1) for each in features], axis=1),
         jnp.stack([_cosines(each[:, :CANDIDATES], each) for each in features], axis=2),
         mean_column_weights(sums, length).mean(axis=2),
         jnp.stack([jnp.linalg.norm(sites[site].astype(jnp.float32), axis=-1) for site in added], axis=1),
         candidates,
-        optax.softmax_cross_entropy_with_integer_labels(output[:, :-1], tokens[:, 1:]) if asked else None,
+        nats,
     )
 
 

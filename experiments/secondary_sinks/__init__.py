@@ -59,7 +59,7 @@ def _pretrained(config: Config, run: Run, reader: Reader, known: Survey, decode:
     shuffled = pretrained.permuted(reader, known, rng)
     read, stages = pretrained.read(known), pretrained.stages(reader, known)
     steered = pretrained.steer(reader, known, config, rng)
-    claims.settle_pretrained(run, known.found, shuffled, read, stages, steered)
+    claims.settle_pretrained(run, known.found, shuffled.found, read, stages, steered)
     levels, (norms, scores) = all_levels(known.found), _by_block(known)
     run.figure("blocks", figures.by_block(norms, scores), "Norms and weights, means over tokens of each kind.")
     run.figure(
@@ -82,7 +82,12 @@ def _pretrained(config: Config, run: Run, reader: Reader, known: Survey, decode:
         "levels": {str(each): count for each, count in levels.most_common()},
         "kinds of sinks": Counter(sink.kind for found in known.found for sink in found.sinks),
         "sinks by the rule of one window": pretrained.one_window(known),
-        "sinks with blocks in another order": sum(len(each.sinks) for each in shuffled),
+        "blocks in another order": {
+            "windows": Counter(str(found.windows) for found in shuffled.found),
+            "levels": {str(each): count for each, count in all_levels(shuffled.found).most_common(10)},
+            "sinks": sum(len(found.sinks) for found in shuffled.found),
+            "scores over those of tokens of the same ids": pretrained.read(shuffled).born.tolist(),
+        },
         "sinks of each text": of_kind,
         "texts with none": {kind: sum(count == 0 for count in counts) for kind, counts in of_kind.items()},
         "tokens of sinks": dict(tokens.most_common(20)),
@@ -91,7 +96,10 @@ def _pretrained(config: Config, run: Run, reader: Reader, known: Survey, decode:
         "stages": None if stages is None else {
             "sinks": {name: float(each.mean()) for name, each in stages.sinks.items()}, "others": stages.others
         },
-        "steered": None if steered is None else {name: each.tolist() for name, each in steered._asdict().items()},
+        "steered": None if steered is None else {
+            "kinds": [known.texts.kinds[text] for text in steered.texts],
+            **{name: np.asarray(each).tolist() for name, each in steered._asdict().items()},
+        },
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from experiments.secondary_sinks.config import Config
 from experiments.secondary_sinks.detector import Sink, alive, detect, largest_window
-from experiments.secondary_sinks.survey import Found, Survey, commonest_start, find, reading
+from experiments.secondary_sinks.survey import Survey, commonest_start, reading, survey
 from experiments.secondary_sinks.trace import Reader, stage_cosines, trace, unchanged
 from jattn.models.language_model import LanguageModel
 
@@ -29,6 +29,7 @@ class Steered(NamedTuple):
     """Sinks with what a feed-forward layer adds to them rescaled, and other tokens of the same texts.
 
     Attributes:
+      texts: of each sink.
       scales: in rising order, 1 among them.
       scores, lifetimes: of the sinks.
       beside: scores of the other token, which nothing is done to, in the same sweep.
@@ -36,6 +37,7 @@ class Steered(NamedTuple):
         primary sink's, as a multiple of its own.
     """
 
+    texts: list[int]
     scales: Float[np.ndarray, " scales"]
     scores: Float[np.ndarray, "sinks scales"]
     lifetimes: Int[np.ndarray, "sinks scales"]
@@ -67,11 +69,11 @@ def one_window(known: Survey) -> int:
     return count
 
 
-def permuted(reader: Reader, known: Survey, rng: np.random.Generator) -> list[Found]:
-    """The sinks of the same texts where the model has its blocks in another order."""
+def permuted(reader: Reader, known: Survey, rng: np.random.Generator) -> Survey:
+    """The same texts where the model has its blocks in another order."""
     model: LanguageModel = nnx.merge(*nnx.split(reader.model))
     model.blocks = nnx.List([model.blocks[each] for each in rng.permutation(model.config.layers).tolist()])
-    return find(trace(reader._replace(model=model), known.texts.tokens), known.texts.begins)
+    return survey(known.texts, trace(reader._replace(model=model), known.texts.tokens), known.unread)
 
 
 def read(known: Survey) -> Read:
@@ -119,14 +121,15 @@ def stages(reader: Reader, known: Survey) -> Stages | None:
 def steer(reader: Reader, known: Survey, config: Config, rng: np.random.Generator) -> Steered | None:
     """Sinks rescaled one at a time, each at all scales in one batch; without sinks, None."""
     start = commonest_start(known.found)
-    chosen = [] if start is None else _in_turn(known, start)[: config.steered]
+    chosen = [] if start is None else _drawn(known, start, rng)[: config.steered]
     made = [_steer(reader, known, text, sink, config.scales, rng) for text, sink in chosen]
     if not made:
         return None
     scales = np.array([1.0, *config.scales])
     order = np.argsort(scales)
     scores, lifetimes, beside, random, aligned = (np.array(each) for each in zip(*made, strict=True))
-    return Steered(scales[order], scores[:, order], lifetimes[:, order], beside[:, order], random, aligned)
+    texts = [text for text, _ in chosen]
+    return Steered(texts, scales[order], scores[:, order], lifetimes[:, order], beside[:, order], random, aligned)
 
 
 def _steer(
@@ -157,12 +160,18 @@ def _steer(
     )  # fmt: skip
 
 
-def _in_turn(known: Survey, start: int) -> list[tuple[int, Sink]]:
-    """The sinks that start there and are looked at, one of each text in turn."""
-    looked = known.looked_at()
-    of_texts = [
-        [(text, sink) for sink in found.sinks if sink.start == start and looked[text, sink.position]]
-        for text, found in enumerate(known.found)
-    ]
-    longest = max(map(len, of_texts))
-    return [each[turn] for turn in range(longest) for each in of_texts if turn < len(each)]
+def _drawn(known: Survey, start: int, rng: np.random.Generator) -> list[tuple[int, Sink]]:
+    """Of each text, in random order, a sink that starts there and is looked at; no two behind the same tokens.
+
+    Texts of a kind may begin alike, and features are those of what comes before: the same sink would count twice.
+    """
+    looked, chosen, seen = known.looked_at(), [], set()
+    for text in rng.permutation(len(known.found)).tolist():
+        sinks = [sink for sink in known.found[text].sinks if sink.start == start and looked[text, sink.position]]
+        for each in rng.permutation(len(sinks)).tolist():
+            before = known.texts.tokens[text, : sinks[each].position + 1].tobytes()
+            if before not in seen:
+                seen.add(before)
+                chosen.append((text, sinks[each]))
+                break
+    return chosen

@@ -61,7 +61,7 @@ def one_window(known: Survey) -> int:
     """How many sinks the released code's rule finds, of one jump and one drop."""
     count = 0
     for norms, cosines, found, begin in zip(
-        known.trace.norms, known.trace.cosines, known.found, known.texts.begins, strict=True
+        known.trace.norms, known.trace.cosines, known.found, known.texts.begins.tolist(), strict=True
     ):
         window = largest_window(norms[:, found.primary])
         within = [] if window is None else [window]

@@ -225,8 +225,9 @@ def test_sums_are_right_and_texts_are_of_their_seed() -> None:
 
 
 def test_the_sinks_that_weights_make_are_found() -> None:
-    tokens = constructed.texts(2, 40, 3)
-    reader = Reader(constructed.build(0), 2, lambda: None)
+    smoke = PRESETS["smoke"].config  # of its shapes, so that one program serves both
+    tokens = constructed.texts(2, smoke.length, 3)
+    reader = Reader(constructed.build(0), smoke.at_once, lambda: None)
     kept = trace(reader, tokens)
     for row in range(2):
         assert primary_position(kept.norms[row]) == 0

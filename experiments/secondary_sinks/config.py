@@ -57,7 +57,7 @@ PRESETS = {
         replace(LAPTOP, model=None, of_a_kind=2, length=48, unread=8, steered=4, edited=4, planted=4),
         "half a minute on two cores; without the published model",
     ),
-    "laptop": Preset(LAPTOP, "about a quarter of an hour of CPU time; jattn weights fetch smollm2-135m first"),
+    "laptop": Preset(LAPTOP, "13 minutes of CPU time; jattn weights fetch smollm2-135m first"),
     "paper": Preset(
         replace(LAPTOP, of_a_kind=75, length=2048, unread=256, steered=200, edited=100),
         "300 texts of 2,048 tokens, as many as the released files have samples; an accelerator",

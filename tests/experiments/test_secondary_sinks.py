@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import kernels
 from experiments.secondary_sinks import EXPERIMENT, constructed
 from experiments.secondary_sinks.config import PRESETS, Config
 from experiments.secondary_sinks.detector import (
@@ -167,6 +168,27 @@ def test_what_is_kept_is_that_of_stored_features_and_weights(reader) -> None:
     likely = np.take_along_axis(logits, TOKENS[:, 1:, None], axis=-1)[..., 0]
     assert not trace(reader, TOKENS).nats.size
     np.testing.assert_allclose(kept.nats, np.log(np.exp(logits).sum(axis=-1)) - likely, rtol=1e-4, atol=1e-5)
+
+
+def test_sums_over_chunks_of_queries_add_and_padding_is_left_out(reader) -> None:
+    site, residual, queries = "layers.1.attention.statistics", "layers.2.residual", jnp.arange(12)
+
+    def told(tokens, rows=None):
+        asked = {site: (kernels.ColumnSums(rows),)}
+        sites = capture(reader.model, tokens, sites=[residual], statistics=asked).sites
+        return sites[site].column_sums, sites[residual]
+
+    @jax.jit
+    def every(tokens):
+        padded = jnp.pad(tokens, ((0, 0), (0, 4)))
+        first, rest = told(tokens, queries < 5)[0], told(tokens, queries >= 5)[0]
+        return told(tokens), first + rest, told(padded, jnp.arange(16) < 12)
+
+    (whole, features), chunked, (padded, padded_features) = every(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(padded[..., :12], whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(padded[..., 12:], 0)
+    np.testing.assert_allclose(padded_features[:, :12], features, rtol=1e-4, atol=1e-5)
 
 
 def test_the_present_norm_is_no_change_and_a_change_touches_its_token_from_its_layer_on(reader) -> None:

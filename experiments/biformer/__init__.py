@@ -8,21 +8,22 @@ figures.
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from flax import nnx
 
 from experiments.biformer import claims, figures
 from experiments.biformer.config import CHUNK, FULL, PRESETS, READ, Config, routed
-from experiments.biformer.measure import attention_work, difference_as, lists_of, majority, share_of_class
+from experiments.biformer.measure import attention_work, differences_as, lists_of, majority, share_of_class
 from experiments.biformer.model import accuracy, build, loss, random_lists
 from experiments.biformer.mosaics import Mosaics, Parts, compose, split
 from jattn.distributed import batch_mesh
 from jattn.runs import Experiment, Paper, Run
-from jattn.train import Fitted, Generated, create_state, fit
+from jattn.train import Fitted, Generated, create_state, fit, mapped
 from jattn.train.curves import curves_through_training
 
 log = logging.getLogger("jattn")
@@ -32,30 +33,32 @@ def run(config: Config, run: Run) -> None:
     """Train every arm on mosaics of the same pictures, answer mosaics of others, judge."""
     parts = split(config)
     validation_key, test_key, lists_key = jax.random.split(jax.random.key(config.seed + 1), 3)
-    validation = compose(parts.validation, config.tiles, config.validation_mosaics, validation_key)
-    test = compose(parts.test, config.tiles, config.test_mosaics, test_key)
-    fitted = {arm: _train(run, config, parts, validation, arm) for arm in config.arms}
-    log.info("answering %d mosaics of other pictures", config.test_mosaics)
-    tested = {arm: each.map(accuracy, shared=(test,)) for arm, each in fitted.items()}
-    right = {arm: np.asarray(each["accuracy"], np.float64) for arm, each in tested.items()}
-    routing = fitted[routed(READ)]
-    drawn = jax.vmap(partial(random_lists, config))(jax.random.split(lists_key, config.seeds))
-    displaced = routing.map(lambda model, lists, test: accuracy(model, test, lists)["accuracy"], drawn, shared=(test,))
-    state = create_state(
+    composed = jax.jit(compose, static_argnums=(1, 2))
+    validation = composed(parts.validation, config.tiles, config.validation_mosaics, validation_key)
+    test = composed(parts.test, config.tiles, config.test_mosaics, test_key)
+    _, untrained = create_state(
         partial(build, config, routed(READ)), config.optimiser(), jax.random.key(config.seed), config.seeds
     )
+    fitted = {arm: _train(run, config, parts, validation, arm, untrained.parameters) for arm in config.arms}
+    log.info("answering %d mosaics of other pictures", config.test_mosaics)
+    tested = {arm: each.evaluate(test) for arm, each in fitted.items()}
+    right = {arm: np.asarray(each["accuracy"], np.float64) for arm, each in tested.items()}
+    routing = fitted[routed(READ)]
+    drawn = jax.jit(jax.vmap(partial(random_lists, config)))(jax.random.split(lists_key, config.seeds))
+    displaced = routing.map(lambda model, lists, test: accuracy(model, test, lists)["accuracy"], drawn, shared=(test,))
     few = jax.tree.map(lambda each: each[:CHUNK], test)
-    after, before = (_alike(each, few) for each in (routing, Fitted(*state, config.seeds)))
-    exact, halved = (
-        np.asarray(fitted[FULL].map(partial(difference_as, arm, config), shared=(few,)), np.float64)
-        for arm in (routed(config.regions), routed(_half(config)))
-    )
+    read = mapped(lambda model, few: jnp.stack(lists_of(model, few)))
+    after, before = (read(each, shared=(few,)) for each in (routing, replace(routing, state=untrained)))
+    share = jax.jit(jax.vmap(jax.vmap(share_of_class, (0, None)), (0, None)))  # of seeds and blocks
+    alike, alike_before = (np.asarray(share(each, few.classes), np.float64) for each in (after, before))
+    others = tuple(routed(top_k) for top_k in (config.regions, _half(config)))
+    exact, halved = np.asarray(fitted[FULL].map(partial(differences_as, others, config), shared=(few,)), np.float64).T
     claims.settle(
         run,
         config,
         right,
         np.asarray(displaced, np.float64),
-        (after.max(axis=1), before.max(axis=1)),
+        (alike.max(axis=1), alike_before.max(axis=1)),
         (exact, halved),
     )
     work = {arm: attention_work(config, arm) for arm in config.arms}
@@ -66,8 +69,8 @@ def run(config: Config, run: Run) -> None:
             "accuracy": {arm: values.tolist() for arm, values in right.items()},
             "tiles named": {arm: np.asarray(each["named"]).tolist() for arm, each in tested.items()},
             "accuracy with random regions in place of those routed to": np.asarray(displaced).tolist(),
-            "same class among regions read over chance, seeds by blocks": after.tolist(),
-            "the same before training": before.tolist(),
+            "same class among regions read over chance, seeds by blocks": alike.tolist(),
+            "the same before training": alike_before.tolist(),
             "multiply-adds of routing and attention": work,
         }
     )
@@ -77,8 +80,8 @@ def run(config: Config, run: Run) -> None:
         "Accuracy on validation mosaics: mean and range of seeds.",
     )
     run.figure("work", figures.accuracy_by_work(right, work, majority(test)), "Accuracy against the work of attention.")
-    block = int(after[0].argmax())
-    lists = np.asarray(routing.map(lambda model, few: lists_of(model, few)[block], shared=(few,)))[0, :5]
+    block = int(alike[0].argmax())
+    lists = np.asarray(after)[0, block, :5]
     run.figure(
         "regions",
         figures.where_tiles_read(np.asarray(few.images)[:5, :, :, 0], lists, tile=config.tiles + 1),
@@ -86,7 +89,8 @@ def run(config: Config, run: Run) -> None:
     )
 
 
-def _train(run: Run, config: Config, parts: Parts, validation: Mosaics, arm: str) -> Fitted:
+def _train(run: Run, config: Config, parts: Parts, validation: Mosaics, arm: str, untrained: nnx.State) -> Fitted:
+    """From those parameters: the arms have the same."""
     fitted = fit(
         run,
         arm,
@@ -97,7 +101,9 @@ def _train(run: Run, config: Config, parts: Parts, validation: Mosaics, arm: str
         key=jax.random.key(config.seed),
         schedule=config.schedule(),
         seeds=config.seeds,
-        evaluate=lambda model: accuracy(model, validation),
+        evaluate=accuracy,
+        evaluate_on=(validation,),
+        parameters=untrained,
         mesh=batch_mesh(config.devices),
     )
     run.stop_if_asked()
@@ -107,15 +113,6 @@ def _train(run: Run, config: Config, parts: Parts, validation: Mosaics, arm: str
 def _half(config: Config) -> int:
     """The largest number of regions read, of the config's, that is not all."""
     return max(top_k for top_k in config.top_k if top_k < config.regions)
-
-
-def _alike(fitted: Fitted, mosaics: Mosaics) -> Float[np.ndarray, "seeds blocks"]:
-    """`share_of_class` of every block."""
-    found = fitted.map(
-        lambda model, mosaics: jnp.stack([share_of_class(each, mosaics.classes) for each in lists_of(model, mosaics)]),
-        shared=(mosaics,),
-    )
-    return np.asarray(found, np.float64)
 
 
 EXPERIMENT = Experiment(

@@ -34,14 +34,19 @@ def share_of_class(lists: Int[Array, "count regions top_k"], classes: Int[Array,
     return (alike & other).sum() / jnp.maximum(other.sum(), 1) / chance
 
 
-def difference_as(arm: str, config: Config, model: Counter, mosaics: Mosaics) -> Float[Array, ""]:
-    """The largest difference that a model's logits have if its weights are read by another arm's attention."""
+def differences_as(arms: tuple[str, ...], config: Config, model: Counter, mosaics: Mosaics) -> Float[Array, " arms"]:
+    """The largest difference that a model's logits have if its weights are read by the attention of each other arm."""
     model.eval()
-    other = nnx.eval_shape(lambda: build(config, arm, nnx.Rngs(0)))
-    nnx.update(other, nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    other.eval()
-    have, want = (each(mosaics.images)[:2] for each in (other, model))
-    return jnp.stack([jnp.abs(a - b).max() for a, b in zip(have, want, strict=True)]).max()
+    want = model(mosaics.images)[:2]
+
+    def difference(arm: str) -> Float[Array, ""]:
+        other = nnx.eval_shape(lambda: build(config, arm, nnx.Rngs(0)))
+        nnx.update(other, nnx.state(model, (nnx.Param, nnx.BatchStat)))
+        other.eval()
+        have = other(mosaics.images)[:2]
+        return jnp.stack([jnp.abs(a - b).max() for a, b in zip(have, want, strict=True)]).max()
+
+    return jnp.stack([difference(arm) for arm in arms])
 
 
 def attention_work(config: Config, arm: str) -> int:

@@ -10,6 +10,7 @@ Read in this order: config, model, measure, claims, figures.
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from experiments.lightning import claims, figures
 from experiments.lightning.config import ARMS, PRESETS, Config
 from experiments.lightning.measure import decoding_bytes, seconds
-from experiments.lightning.model import bits, build, evaluate, forgetful_bits, losses
+from experiments.lightning.model import build, evaluate, forgetting_at_once, losses
 from jattn.data.byte_windows import byte_text
 from jattn.data.text import python_library
 from jattn.distributed import batch_mesh
@@ -51,15 +52,20 @@ def run(config: Config, run: Run) -> None:
             key=jax.random.key(config.seed),
             schedule=config.schedule(),
             seeds=config.seeds,
-            evaluate=partial(evaluate, text.validation),
+            evaluate=evaluate,
+            evaluate_on=(text.validation,),
             mesh=batch_mesh(config.devices),
         )
         run.stop_if_asked()
     log.info("measuring on %d windows of test documents", config.test_windows)
-    tested = {arm: np.asarray(each.map(bits, shared=(text.test,)), np.float64) for arm, each in fitted.items()}
-    forgetful = np.asarray(fitted["lightning"].map(forgetful_bits, shared=(text.test,)), np.float64)
+    ours = fitted["lightning"]
+    forgetting = replace(ours, state=replace(ours.state, others=ours.map(forgetting_at_once)))
+    *tested, forgetful = (
+        np.asarray(each.evaluate(text.test)["bits"], np.float64) for each in (*fitted.values(), forgetting)
+    )
+    tested = dict(zip(ARMS, tested, strict=True))
     run.stop_if_asked()
-    together, alone = seconds(config, together=True), seconds(config, together=False)
+    together, alone = seconds(config)
     carried = decoding_bytes(config)
     claims.settle(run, config, tested, forgetful, together, alone, carried)
     run.save_results(

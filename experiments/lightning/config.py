@@ -66,9 +66,9 @@ class Config:
             raise ValueError(f"warm_up must be below the {self.steps} steps; got {self.warm_up}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
-        if len(self.timed_lengths) < 3 or any(self.timed_tokens % length for length in self.timed_lengths):
+        if len(self.timed_lengths) < 2 or any(self.timed_tokens % length for length in self.timed_lengths):
             raise ValueError(
-                f"timed_lengths must be at least three, which divide timed_tokens = {self.timed_tokens}; "
+                f"timed_lengths must be at least two, which divide timed_tokens = {self.timed_tokens}; "
                 f"got {self.timed_lengths}"
             )
         self.schedule()
@@ -87,7 +87,7 @@ PRESETS = {
         replace(
             LAPTOP, length=32, width=16, layers=1, heads=2, hidden=32, batch_size=2, warm_up=5, steps=20,
             steps_per_dispatch=10, evaluate_every=10, checkpoint_every=20, seeds=2, validation_windows=4,
-            test_windows=8, timed_tokens=256, timed_lengths=(64, 128, 256), timed_heads=1, timed_head_dim=16,
+            test_windows=4, timed_tokens=128, timed_lengths=(64, 128), timed_heads=1, timed_head_dim=16,
             decoded=(16, 64),
         ),
         "a minute on two cores",

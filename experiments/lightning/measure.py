@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 import kernels
 from experiments.lightning.config import Config
 from experiments.lightning.model import build
-from jattn.bench.cpu import gradients, timed
+from jattn.bench.cpu import Timed, gradients, timed
 from jattn.bench.interleave import interleave
 from jattn.mechanisms.lightning import decay_by_layer
 
 ROUNDS = 3
+TIMED = ("softmax", "lightning")
 log = logging.getLogger("jattn")
 Seconds = dict[str, Float[np.ndarray, "rounds lengths"]]
 
@@ -28,23 +29,27 @@ def attend(name: str, heads: int) -> partial[Array]:
     return partial(kernels.causal_linear_attention, log_decay=decay_by_layer(heads, 0, 2), scale=1.0)
 
 
-def seconds(config: Config, *, together: bool) -> Seconds:
+def seconds(config: Config) -> tuple[Seconds, Seconds]:
     """CPU seconds of a forward and backward pass of attention alone, by name and round.
 
-    Args:
-      together: as many sequences of each length as make `timed_tokens`; else one sequence.
+    Of as many sequences of each length as make `timed_tokens`, and of one sequence.
     """
-    found = {name: np.empty((ROUNDS, len(config.timed_lengths))) for name in ("softmax", "lightning")}
+    together, alone = ({name: np.empty((ROUNDS, len(config.timed_lengths))) for name in TIMED} for _ in range(2))
     for column, length in enumerate(config.timed_lengths):
-        batch = config.timed_tokens // length if together else 1
-        rng = np.random.default_rng(length)
-        shape = (batch, length, config.timed_heads, config.timed_head_dim)
-        arrays = [jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(4)]
-        contenders = {name: timed(gradients(attend(name, config.timed_heads)), arrays) for name in found}
-        for name, values in interleave(contenders, ROUNDS).items():
-            found[name][:, column] = values
-            log.info("%s, %d sequences of %d: %.3g s", name, batch, length, np.median(values))
-    return found
+        most = config.timed_tokens // length
+        contenders = {batch: _contenders(config, batch, length) for batch in {most, 1}}
+        for found, batch in ((together, most), (alone, 1)):
+            for name, values in interleave(contenders[batch], ROUNDS).items():
+                found[name][:, column] = values
+                log.info("%s, %d sequences of %d: %.3g s", name, batch, length, np.median(values))
+    return together, alone
+
+
+def _contenders(config: Config, batch: int, length: int) -> dict[str, Timed]:
+    rng = np.random.default_rng(length)
+    shape = (batch, length, config.timed_heads, config.timed_head_dim)
+    arrays = [jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(4)]
+    return {name: timed(gradients(attend(name, config.timed_heads)), arrays) for name in TIMED}
 
 
 def flatness(taken: Float[np.ndarray, "rounds lengths"]) -> Float[np.ndarray, " rounds"]:

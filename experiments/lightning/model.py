@@ -1,7 +1,6 @@
 """The models that are trained: a softmax decoder, and TransNormer whole and with parts left out."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,24 +35,15 @@ def losses(model: Decoder | TransNormer, tokens: Int[Array, "batch length"]) -> 
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
 
 
-def forget_at_once(model: TransNormer) -> None:
-    """Make every layer read nothing but the token itself: decay to 0."""
+def forgetting_at_once(model: TransNormer) -> nnx.State:
+    """The model's state beside its parameters that makes every layer read nothing but the token itself: decay to 0."""
     for block in model.blocks:
         decay = block.attention.log_decay
         assert decay is not None
         decay[...] = jnp.full_like(decay[...], -100.0)
+    return nnx.state(model, nnx.Not(nnx.Param))
 
 
-def forgetful_losses(model: TransNormer, tokens: Int[Array, "batch length"]) -> Float[Array, "batch predicted"]:
-    """`losses` of the model made to forget at once."""
-    forget_at_once(model)
-    return losses(model, tokens)
-
-
-def evaluate(windows: Int[Array, "windows length"], model: Any) -> dict[str, Float[Array, ""]]:
+def evaluate(model: Decoder | TransNormer, windows: Int[Array, "windows length"]) -> dict[str, Float[Array, ""]]:
     """Bits per byte on windows that are not trained on."""
     return {"bits": bits_per_byte(losses, model, windows)}
-
-
-bits = partial(bits_per_byte, losses)
-forgetful_bits = partial(bits_per_byte, forgetful_losses)

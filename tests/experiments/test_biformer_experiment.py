@@ -15,7 +15,7 @@ from experiments.biformer.config import FULL, PRESETS, RANDOM, WINDOW, Config
 from experiments.biformer.measure import (
     attention_work,
     best_regions,
-    difference_as,
+    differences_as,
     excess_of_work,
     lists_of,
     majority,
@@ -121,7 +121,7 @@ def test_share_of_class_by_hand() -> None:
 def test_full_attention_read_by_lists() -> None:
     model = built(LITTLE, FULL)
     few = jax.tree.map(lambda each: each[:4], MOSAICS)
-    all_read, half = (nnx.jit(partial(difference_as, arm, LITTLE))(model, few) for arm in ("routed_16", "routed_8"))
+    all_read, half = nnx.jit(partial(differences_as, ("routed_16", "routed_8"), LITTLE))(model, few)
     assert all_read < 1e-5
     assert half > 1e-3
 

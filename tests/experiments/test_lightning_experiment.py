@@ -11,7 +11,7 @@ from flax import nnx
 from experiments.lightning import EXPERIMENT
 from experiments.lightning.config import ARMS, PRESETS
 from experiments.lightning.measure import decoding_bytes, exponent, flatness
-from experiments.lightning.model import build, forgetful_losses, losses
+from experiments.lightning.model import build, forgetting_at_once, losses
 from jattn.runs import open_run
 
 SMOKE = PRESETS["smoke"].config
@@ -41,7 +41,8 @@ def test_what_forgets_at_once_reads_its_own_byte_alone() -> None:
     model = build(SMOKE, "lightning", nnx.Rngs(0))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 9)))
     other = tokens.at[:, :4].set(7)
-    have, changed = (forgetful_losses(model, each) for each in (tokens, other))
+    nnx.update(model, forgetting_at_once(model))
+    have, changed = (losses(model, each) for each in (tokens, other))
     np.testing.assert_allclose(have[:, 5:], changed[:, 5:], rtol=1e-5)
 
 

@@ -168,7 +168,10 @@ def test_at_once_is_block_by_block(length: int, block: int, kv_heads: int, seed:
         rng = np.random.default_rng(seed)
         shapes = [(2, length, 2, 3), (2, length, kv_heads, 3), (2, length, kv_heads, 5)]
         at = [jnp.asarray(2 * rng.normal(size=shape)) for shape in shapes]
-        have, want = (grouped_attention(*at, block, implementation=each) for each in (None, "reference"))
+        attend = jax.jit(
+            grouped_attention, static_argnums=3, static_argnames="implementation", compiler_options=QUICKLY
+        )
+        have, want = (attend(*at, block, implementation=each) for each in (None, "reference"))
         for ours, theirs in zip(have, want, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 

@@ -38,11 +38,11 @@ def test_presets_build(preset: str, arm: str) -> None:
 
 
 def test_what_forgets_at_once_reads_its_own_byte_alone() -> None:
-    model = build(SMOKE, "lightning", nnx.Rngs(0))
+    model = nnx.jit(lambda: build(SMOKE, "lightning", nnx.Rngs(0)))()
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 9)))
     other = tokens.at[:, :4].set(7)
     nnx.update(model, forgetting_at_once(model))
-    have, changed = (losses(model, each) for each in (tokens, other))
+    have, changed = (nnx.jit(losses)(model, each) for each in (tokens, other))
     np.testing.assert_allclose(have[:, 5:], changed[:, 5:], rtol=1e-5)
 
 

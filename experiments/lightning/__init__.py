@@ -60,10 +60,8 @@ def run(config: Config, run: Run) -> None:
     log.info("measuring on %d windows of test documents", config.test_windows)
     ours = fitted["lightning"]
     forgetting = replace(ours, state=replace(ours.state, others=ours.map(forgetting_at_once)))
-    *tested, forgetful = (
-        np.asarray(each.evaluate(text.test)["bits"], np.float64) for each in (*fitted.values(), forgetting)
-    )
-    tested = dict(zip(ARMS, tested, strict=True))
+    tested = {arm: np.asarray(each.evaluate(text.test)["bits"], np.float64) for arm, each in fitted.items()}
+    forgetful = np.asarray(forgetting.evaluate(text.test)["bits"], np.float64)
     run.stop_if_asked()
     together, alone = seconds(config)
     carried = decoding_bytes(config)

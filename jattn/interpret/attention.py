@@ -41,7 +41,8 @@ class CalibrateColumns:
 
     Yu et al. 2024 (arXiv 2406.15765), where the keys are attention sinks: A'_ij = factor · A_ij on them, and elsewhere
     A_ij (1 - factor · m_i) / (1 - m_i) with m_i the row's weight on them. Two attentions, over these keys and over the
-    others, are combined by their log-sum-exps. A row that reads nothing else stays as it is.
+    others, are combined by their log-sum-exps. A row that reads nothing else stays as it is. A factor above 1 gives
+    them at most all of a row's weight.
     """
 
     columns: Bool[Array, "#batch #heads keys"]
@@ -63,7 +64,7 @@ class CalibrateColumns:
                 _with_mass(attention(query, key, value, mask=_restricted(mask, kept), statistics=("lse",), **options))
                 for kept in (self.columns, ~self.columns)
             )
-            share = self.factor * jax.nn.sigmoid(_difference(mass_on, mass_off))
+            share = jnp.minimum(self.factor * jax.nn.sigmoid(_difference(mass_on, mass_off)), 1)
             share = jnp.where(mass_off == -jnp.inf, 1, share)[..., None].astype(on_them.dtype)
             return share * on_them + (1 - share) * on_others
 
@@ -79,27 +80,32 @@ class CalibrateSinks:
     columns are constants to differentiation.
 
     Attributes:
-      heads: which heads are calibrated.
+      heads: which heads are calibrated, alike for all texts or for each.
       threshold: 5 in the paper, over the number of keys; 0.1 in the released code, absolute.
-      relative: whether the threshold is divided by the number of keys.
       spare: how many keys at the start are never sinks.
+      lengths: tokens of each text, where behind them is padding.
+      relative: whether the threshold is divided by the number of keys.
     """
 
-    heads: Bool[Array, " heads"]
+    heads: Bool[Array, "*#batch heads"]
     threshold: Array | float = 0.1
     factor: Array | float = 0.4
+    spare: Array | int = 1
+    lengths: Int[Array, " batch"] | None = None
     relative: bool = field(default=False, metadata={"static": True})
-    spare: int = field(default=1, metadata={"static": True})
 
     def __call__(self, attention: Attention) -> Attention:
         def calibrated(query: Array, key: Array, value: Array, *, mask: Any = None, **options: Any) -> Any:
             if options.get("statistics"):
                 raise NotImplementedError("statistics of calibrated attention; ask without the edit")
             options.pop("statistics", None)
-            _, found = attention(query, key, value, mask=mask, **options, statistics=(kernels.ColumnSums(),))
-            scores = mean_column_weights(found.column_sums, query.shape[1])
-            threshold = self.threshold / key.shape[1] if self.relative else self.threshold
-            sinks = (scores > threshold) & (jnp.arange(key.shape[1]) >= self.spare) & self.heads[:, None]
+            lengths = None if self.lengths is None else self.lengths[:, None]
+            rows = None if lengths is None else (jnp.arange(query.shape[1]) < lengths)[:, None]
+            _, found = attention(query, key, value, mask=mask, **options, statistics=(kernels.ColumnSums(rows),))
+            scores = mean_column_weights(found.column_sums, query.shape[1], self.lengths)
+            keys = key.shape[1] if lengths is None else lengths[..., None]
+            threshold = self.threshold / keys if self.relative else self.threshold
+            sinks = (scores > threshold) & (jnp.arange(key.shape[1]) >= self.spare) & self.heads[..., None]
             sinks = jax.lax.stop_gradient(sinks)
             return CalibrateColumns(sinks, self.factor)(attention)(query, key, value, mask=mask, **options)
 
@@ -107,15 +113,17 @@ class CalibrateSinks:
 
 
 def mean_column_weights(
-    column_sums: Float[Array, "*batch heads keys"], queries: int
+    column_sums: Float[Array, "*batch heads keys"], queries: int, lengths: Int[Array, " batch"] | None = None
 ) -> Float[Array, "*batch heads keys"]:
     """Mean weight on each key over the queries that may read it: the last `queries` of a causal row of keys.
 
     Args:
       column_sums: what `kernels.ColumnSums()` tells.
+      lengths: tokens of each text, where behind them is padding, whose rows the sums are without.
     """
-    keys = column_sums.shape[-1]
-    return column_sums / jnp.minimum(keys - jnp.arange(keys), queries)
+    places = jnp.arange(column_sums.shape[-1])
+    keys = len(places) if lengths is None else lengths[:, None, None]
+    return column_sums / jnp.clip(keys - places, 1, queries)
 
 
 @register_dataclass

@@ -24,10 +24,10 @@ class Config:
     """
 
     model: str | None = "smollm2-135m"
-    length: int = 48
-    calibration: int = 100
-    test: int = 200
-    layers: tuple[int, int] = (2, 11)
+    length: int = 40
+    calibration: int = 60
+    test: int = 160
+    layers: tuple[int, int] = (3, 9)
     middle: tuple[int, int] = (3, 11)
     threshold: float = 0.1
     relative: float = 5.0
@@ -36,7 +36,7 @@ class Config:
     random: int = 3
     columns: int = 2
     shuffles: int = 1
-    at_once: int = 25
+    at_once: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:

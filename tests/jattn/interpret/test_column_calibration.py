@@ -1,5 +1,7 @@
 """Calibrated attention, read weight by weight (values are unit vectors), against the dense form and what must hold."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import kernels
 from jattn.interpret import CalibrateColumns, CalibrateSinks, DropColumns, mean_column_weights
 
+# The tiled form is compared with the dense one in test_capture; this one compiles sooner.
+ATTENTION = partial(kernels.attention, implementation="reference")
 LENGTH, HEADS, KV_HEADS = 10, 4, 2
 CAUSAL = kernels.masks.Causal("start")
 QUERY = 2 * jax.random.normal(jax.random.key(0), (2, LENGTH, HEADS, 8))
@@ -18,19 +22,24 @@ COLUMNS[:, 0, [2, 5]] = COLUMNS[1, 2, 7] = COLUMNS[0, 3, 1:] = True
 
 def weights_of(change=None, query=QUERY, key=KEY) -> np.ndarray:
     """(batch, heads, queries, keys), of attention as changed."""
-    attention = kernels.attention if change is None else change(kernels.attention)
+    return np.moveaxis(np.asarray(compiled(change, query, key), np.float64), 2, 1)
+
+
+@jax.jit
+def compiled(change, query, key):
+    attention = ATTENTION if change is None else change(ATTENTION)
     values = jnp.broadcast_to(jnp.eye(key.shape[1])[:, None], (*key.shape[:3], key.shape[1])).astype(key.dtype)
-    read = jax.jit(lambda query, key: attention(query, key, values, mask=CAUSAL))(query, key)
-    return np.moveaxis(np.asarray(read, np.float64), 2, 1)
+    return attention(query, key, values, mask=CAUSAL)
 
 
 def calibrated(weights, columns, factor):
     """The paper's form, row by row: what is freed goes to the others by their shares; at most all to the columns."""
     columns = np.broadcast_to(columns[..., None, :], weights.shape)
     mass = (weights * columns).sum(axis=-1, keepdims=True)
+    others = (weights * ~columns).sum(axis=-1, keepdims=True)  # rather than 1 - mass, which may be all rounding
     factor = np.minimum(factor, 1 / np.where(mass > 0, mass, 1))
-    rest = weights * (1 - factor * mass) / np.where(mass < 1, 1 - mass, 1)
-    return np.where(mass >= 1, weights, np.where(columns, factor * weights, rest))
+    rest = weights * (1 - factor * mass) / np.where(others > 0, others, 1)
+    return np.where(others == 0, weights, np.where(columns, factor * weights, rest))
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +118,11 @@ def test_padding_changes_no_score_and_no_row_before_it(relative) -> None:
 
 def test_gradients_are_finite_where_sinks_are_all_a_row_reads() -> None:
     def total(query):
-        attention = CalibrateSinks(jnp.ones(HEADS, bool), 0.0, spare=0)(kernels.attention)  # every key is a sink
+        attention = CalibrateSinks(jnp.ones(HEADS, bool), 0.0, spare=0)(ATTENTION)  # every key is a sink
         return (attention(query, KEY, KEY, mask=CAUSAL) ** 2).sum()
 
     def plain(query):
-        return (kernels.attention(query, KEY, KEY, mask=CAUSAL) ** 2).sum()
+        return (ATTENTION(query, KEY, KEY, mask=CAUSAL) ** 2).sum()
 
     value, slope = jax.jit(jax.value_and_grad(total))(QUERY)
     want, want_slope = jax.jit(jax.value_and_grad(plain))(QUERY)

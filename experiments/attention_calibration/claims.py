@@ -6,7 +6,7 @@ The paper: Yu, Wang, Fu, Shi, Shaikh and Lin 2024, arXiv 2406.15765.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from experiments.attention_calibration.config import Config
 from experiments.attention_calibration.measure import Found
@@ -122,9 +122,13 @@ def _settle_halves(run: Run, found: Found) -> None:
     measured, control = [], []
     for one, other, *rest in ((0, 1, 2, 3), (0, 2, 1, 3), (0, 3, 1, 2)):
         halves = quarters[one] + quarters[other], quarters[rest[0]] + quarters[rest[1]]
-        measured.append(float(spearmanr(*halves).statistic))
-        control.append(float(spearmanr(halves[0], rng.permutation(halves[1])).statistic))
+        measured.append(_rank_correlation(*halves))
+        control.append(_rank_correlation(halves[0], rng.permutation(halves[1])))
     run.settle(REPEATS, measured, control)
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 def _least_change(one: np.ndarray, other: np.ndarray) -> float:

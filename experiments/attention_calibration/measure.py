@@ -64,7 +64,7 @@ def measure(stack: Stack, task: Task, config: Config, stop_if_asked: Callable[[]
     sinks = find_sinks(reading.scores, config.threshold)
     unchanged = _margins(reading.preferences, task.calibration)
     log.info("right on the prompts that heads are chosen by: %.2f", (unchanged > 0).mean())
-    has_sinks = sinks.any(axis=(1, 3))[first:behind]
+    has_sinks = sinks[first:behind].any(axis=(1, 3))
     log.info("%d heads have sinks, in %d prompts altogether", has_sinks.sum(), sinks[first:behind].any(axis=-1).sum())
     stop_if_asked()
     preferences = calibrate_alone(stack, reading, config.threshold, config.factor)

@@ -130,7 +130,7 @@ def go_on(
     """Preferences, from the features before a layer; in each layer attention is changed by its part of the change."""
     masks = change.heads if isinstance(change, CalibrateSinks) else change.columns
     changed = jnp.asarray(masks).any(axis=tuple(range(1, masks.ndim)))
-    return _prefer(stack, _go_on(stack.graph, stack.state, features, first, change, changed))
+    return _prefer(stack, _go_on(stack.graph, stack.state, features, jnp.asarray(first), change, changed))
 
 
 def batches(count: int, at_once: int) -> Iterator[Int[np.ndarray, " at_once"]]:
@@ -170,7 +170,7 @@ def _go_on(
     graph: Any,
     state: Any,
     features: Float[Array, "batch length width"],
-    first: int,
+    first: Int[Array, ""],
     change: CalibrateSinks | CalibrateColumns,
     changed: Bool[Array, " layers"],
 ) -> Float[Array, "batch width"]:

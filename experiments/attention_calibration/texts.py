@@ -56,7 +56,7 @@ def build_task(encode: Encode, length: int, calibration: int, test: int, seed: i
         tokens = np.array([[*before, *text, *after] for pair in zip(*kinds, strict=True) for text in pair])
         parts.append(Prompts(tokens, np.arange(len(tokens)) % 2 == 1))
     answers = [encode(name) for name in NAMES]
-    return Task(*parts, (answers[0][-1], answers[1][-1]))
+    return Task(parts[0], parts[1], (answers[0][-1], answers[1][-1]))
 
 
 def random_task(vocabulary: int, length: int, calibration: int, test: int, seed: int) -> Task:
@@ -66,7 +66,7 @@ def random_task(vocabulary: int, length: int, calibration: int, test: int, seed:
         Prompts(rng.integers(vocabulary, size=(count, length)), np.arange(count) % 2 == 1)
         for count in (calibration, test)
     ]
-    return Task(*parts, (0, 1))
+    return Task(parts[0], parts[1], (0, 1))
 
 
 def _sentences(documents: Sequence[Document], rng: np.random.Generator) -> Iterator[str]:

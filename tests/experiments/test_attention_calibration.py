@@ -19,7 +19,7 @@ from jattn.runs import open_run
 LAYERS, HEADS, LENGTH = 3, 4, 9
 ANSWERS = (5, 7)
 TOKENS = np.random.default_rng(0).integers(30, size=(5, LENGTH))
-THRESHOLD, FACTOR = 0.16, 0.4
+THRESHOLD, FACTOR = 0.5, 0.4
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,15 @@ def test_heads_alone_are_the_edited_model_and_without_sinks_the_very_same(stacke
 
 def test_heads_together_are_the_edited_model_and_compile_once(stacked) -> None:
     reading = sweep.read(stacked, TOKENS, (1, 2))
+    compiled = []
     for count in range(3):
         heads = np.random.default_rng(count).random((LAYERS, HEADS)) < 0.5
         heads[0] = False
         spread = np.broadcast_to(heads[:, None], (LAYERS, len(TOKENS), HEADS))
-        before = sweep._go_on._cache_size()
         found = sweep.calibrate_together(stacked, reading, sweep.calibrate_sinks(spread, THRESHOLD, FACTOR))
         np.testing.assert_allclose(found, whole(stacked, heads), atol=1e-4)
-        assert count == 0 or sweep._go_on._cache_size() == before
+        compiled.append(sweep._go_on._cache_size())  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(set(compiled)) == 1
 
 
 def test_layers_that_differ_are_refused() -> None:
@@ -106,7 +107,7 @@ def test_draws_are_as_many_and_others() -> None:
     drawn = draw_heads(among, 3, rng)
     assert drawn.sum() == 3
     assert not (drawn & ~among).any()
-    sinks = rng.random((3, 2, 10)) < 0.3
+    sinks = rng.permuted(np.broadcast_to(np.arange(10) > 6, (3, 2, 10)), axis=-1)
     sinks[..., 0] = False
     columns = draw_columns(sinks, rng)
     np.testing.assert_array_equal(columns.sum(axis=-1), sinks.sum(axis=-1))

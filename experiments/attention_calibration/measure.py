@@ -64,7 +64,7 @@ def measure(stack: Stack, task: Task, config: Config, stop_if_asked: Callable[[]
     sinks = find_sinks(reading.scores, config.threshold)
     unchanged = _margins(reading.preferences, task.calibration)
     log.info("right on the prompts that heads are chosen by: %.2f", (unchanged > 0).mean())
-    has_sinks = sinks[first:behind].any(axis=(1, 3))
+    has_sinks = np.any(sinks[first:behind], axis=(1, 3))
     log.info("%d heads have sinks, in %d prompts altogether", has_sinks.sum(), sinks[first:behind].any(axis=-1).sum())
     stop_if_asked()
     preferences = calibrate_alone(stack, reading, config.threshold, config.factor)
@@ -108,7 +108,7 @@ def measure(stack: Stack, task: Task, config: Config, stop_if_asked: Callable[[]
         on_sinks(kept, "heads kept"),
         on_sinks(kept, "the first token too", spare=0),
         on_sinks(kept, "sinks amplified", config.amplified),
-        np.stack([on_sinks(draw_heads(has_sinks, kept.sum(), rng), "random heads") for _ in range(config.random)]),
+        np.stack([on_sinks(draw_heads(has_sinks, int(kept.sum()), rng), "random heads") for _ in range(config.random)]),
         np.stack([on_others(kept, "random keys") for _ in range(config.columns)]),
         np.stack([on_sinks(each, "labels permuted") for each in chance]),
         [int(each.sum()) for each in chance],

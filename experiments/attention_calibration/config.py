@@ -66,6 +66,6 @@ PRESETS = {
     "laptop": Preset(LAPTOP, "about a quarter of an hour of CPU time; jattn weights fetch smollm2-135m first"),
     "paper": Preset(
         replace(LAPTOP, length=128, calibration=1000, test=1000, layers=(2, 29), random=10, columns=10, shuffles=10),
-        "every layer but the first and last two, a thousand prompts; an accelerator",
+        "every layer but the first two and the last, a thousand prompts; an accelerator",
     ),
 }

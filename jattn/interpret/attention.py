@@ -45,7 +45,7 @@ class CalibrateColumns:
     them at most all of a row's weight.
     """
 
-    columns: Bool[Array, "#batch #heads keys"]
+    columns: Bool[Array, "*#batch #heads keys"]
     factor: Array | float = 0.4
 
     def __call__(self, attention: Attention) -> Attention:

@@ -93,11 +93,11 @@ def settle(run: Run, found: Found, config: Config) -> None:
     run.settle(NO_HARM, _least_change(kept, vanilla), _least_change(found.first_too, vanilla), right)
     run.settle(GAIN, kept - vanilla, (found.shuffled - vanilla).mean(axis=-1), right)
     for claim, others in ((CHOSEN, found.random_heads), (SINKS_MATTER, found.random_columns)):
-        swapped = [others[each].mean() - np.delete(others, each, axis=0).mean() for each in range(len(others))]
+        swapped = [float(others[each].mean() - np.delete(others, each, axis=0).mean()) for each in range(len(others))]
         told = f"right: heads kept {(kept > 0).mean():.3f}, in place of them {(others > 0).mean():.3f}"
         run.settle(claim, kept - others.mean(axis=0), swapped, told)
-    run.settle(FIRST_NEEDED, vanilla - found.first_too, (vanilla - kept).mean())
-    run.settle(NO_MORE, vanilla - found.amplified, (vanilla - kept).mean())
+    run.settle(FIRST_NEEDED, vanilla - found.first_too, float((vanilla - kept).mean()))
+    run.settle(NO_MORE, vanilla - found.amplified, float((vanilla - kept).mean()))
 
 
 def _settle_sinks(run: Run, found: Found, config: Config) -> None:

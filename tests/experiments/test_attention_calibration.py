@@ -16,7 +16,7 @@ from jattn.interpret import CalibrateSinks, capture, edit
 from jattn.models.language_model import LanguageModel, LanguageModelConfig
 from jattn.runs import open_run
 
-LAYERS, HEADS, LENGTH = 3, 4, 9
+LAYERS, HEADS, LENGTH = 2, 4, 9
 ANSWERS = (5, 7)
 TOKENS = np.random.default_rng(0).integers(30, size=(5, LENGTH))
 THRESHOLD, FACTOR = 0.5, 0.4

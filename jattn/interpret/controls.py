@@ -102,8 +102,14 @@ class Overlap(NamedTuple):
     p_value: float
 
 
-def overlap(one: Bool[np.ndarray, " *any"], other: Bool[np.ndarray, " *any"]) -> Overlap:
+def overlap(
+    one: Bool[np.ndarray, "layers heads"], other: Bool[np.ndarray, "layers heads"], *, same_layers: bool = False
+) -> Overlap:
     """The overlap of two sets of heads, against sets of these sizes drawn at random (hypergeometric).
+
+    Args:
+      same_layers: of these sizes in each layer, so that layers both sets have in common are no finding; the numbers
+        shared in each are independent, and their sum has the convolution of hypergeometric distributions.
 
     Raises:
       ValueError: masks of other shapes.
@@ -111,5 +117,10 @@ def overlap(one: Bool[np.ndarray, " *any"], other: Bool[np.ndarray, " *any"]) ->
     one, other = np.asarray(one), np.asarray(other)
     if one.shape != other.shape:
         raise ValueError(f"one and other must have the same shape; got {one.shape} and {other.shape}")
-    shared, size, drawn = int((one & other).sum()), int(one.sum()), int(other.sum())
-    return Overlap(shared, size * drawn / one.size, float(hypergeom.sf(shared - 1, one.size, size, drawn)))
+    groups = (one, other) if same_layers else (one.reshape(1, -1), other.reshape(1, -1))
+    sizes, drawn, heads = groups[0].sum(axis=1), groups[1].sum(axis=1), groups[0].shape[1]
+    chances = np.ones(1)
+    for size, draws in zip(sizes.tolist(), drawn.tolist(), strict=True):
+        chances = np.convolve(chances, hypergeom.pmf(np.arange(min(size, draws) + 1), heads, size, draws))
+    shared = int((one & other).sum())
+    return Overlap(shared, float((sizes * drawn).sum() / heads), min(float(chances[shared:].sum()), 1.0))

@@ -61,8 +61,21 @@ def test_the_permutation_test_counts_what_all_permutations_would() -> None:
 
 
 def test_overlap_by_counting_sets() -> None:
-    one, other = np.arange(10) < 4, (np.arange(10) > 1) & (np.arange(10) < 5)
+    one, other = (np.arange(10) < 4)[None], ((np.arange(10) > 1) & (np.arange(10) < 5))[None]
     found = overlap(one, other)
     at_least = sum(comb(4, shared) * comb(6, 3 - shared) for shared in (2, 3))
     assert (found.shared, found.expected) == (2, 1.2)
     assert found.p_value == pytest.approx(at_least / comb(10, 3))
+
+
+def test_overlap_in_the_same_layers_by_drawing_every_set() -> None:
+    one = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    other = np.array([[1, 0, 1, 0], [1, 0, 0, 0], [0, 0, 1, 1]], bool)
+    drawn = [
+        sum(head in (0, 1) for head in first) + (second == 0)
+        for first in combinations(range(4), 2)
+        for second in range(4)
+    ]
+    found = overlap(one, other, same_layers=True)
+    assert (found.shared, found.expected) == (2, pytest.approx(np.mean(drawn)))
+    assert found.p_value == pytest.approx(np.mean(np.array(drawn) >= 2))

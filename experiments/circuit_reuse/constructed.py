@@ -73,14 +73,18 @@ def effects(rng: np.random.Generator, count: int) -> Effects:
 
     def margin(tokens: Array) -> Float[Array, " prompts"]:
         logits = answer(tokens)
-        return jnp.take_along_axis(logits, right[:, None], 1)[:, 0] - jnp.take_along_axis(logits, wrong[:, None], 1)[:, 0]
+        return (
+            jnp.take_along_axis(logits, right[:, None], 1)[:, 0] - jnp.take_along_axis(logits, wrong[:, None], 1)[:, 0]
+        )
 
     mover = [Receiver("layers.2.attention.query", Where(heads=jnp.arange(HEADS) == 0))]
     sites = [f"layers.{layer}.attention.head_output" for layer in range(LAYERS)]
     as_corrupt = capture(margin, corrupt, sites=sites).sites
 
     def unfrozen(senders: Array) -> Array:
-        edits = [edit(site, Set(as_corrupt[site]), Where(heads=heads)) for site, heads in zip(sites, senders, strict=True)]
+        edits = [
+            edit(site, Set(as_corrupt[site]), Where(heads=heads)) for site, heads in zip(sites, senders, strict=True)
+        ]
         return capture(margin, tokens, edits=edits).output
 
     def sweep(one) -> Float[np.ndarray, "layers heads"]:
@@ -111,7 +115,9 @@ def _layer(
         length = query.shape[1]
         may = jnp.tril(jnp.ones((length, length), bool), -1 if strictly else 0)
         scores = jnp.where(may, scores, -jnp.inf)
-        nothing = jnp.full((*scores.shape[:-1], 1), SHARP / 2)  # what reads nothing has half the score of what is sought
+        nothing = jnp.full(
+            (*scores.shape[:-1], 1), SHARP / 2
+        )  # what reads nothing has half the score of what is sought
         weights = jax.nn.softmax(jnp.concatenate([scores, nothing], axis=-1), axis=-1)[..., :-1]
         read = tap("head_output", jnp.einsum("bhij,bjhd->bihd", weights, value))
     return read[:, :, 0], read[:, :, 1]

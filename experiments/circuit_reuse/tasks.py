@@ -142,7 +142,9 @@ def _gather(rows: list[tuple[list, ...]]) -> Prompts:
     lengths = np.array([len(row[0]) for row in rows])
     for row in rows:
         if len({len(row[column]) for column in (0, 1, 2)}) != 1:
-            raise ValueError(f"encode must make twins as long as their prompts; got {[len(row[each]) for each in range(3)]}")
+            raise ValueError(
+                f"encode must make twins as long as their prompts; got {[len(row[each]) for each in range(3)]}"
+            )
 
     def padded(column: int, dtype: type) -> np.ndarray:
         found = np.zeros((len(rows), lengths.max()), dtype)

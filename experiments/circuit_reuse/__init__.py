@@ -1,0 +1,109 @@
+"""Circuit reuse: whether heads that tell who is given to also tell what colour an object has.
+
+    jattn weights fetch smollm2-135m
+    jattn run circuit_reuse
+
+Two parts: a network whose circuit is set by hand (`constructed`), and SmolLM2-135M-Instruct (`pretrained`), whose heads
+are found for both tasks by path patching in the last row, compared, and one of which is then made to read, in prompts
+of colours, the two wrong ones, as it reads the wrong name. Which are wrong is known from the answer: this tests what
+the head does and is no way to answer better.
+
+Read in this order: config, tasks, constructed, patching, pretrained, claims, figures.
+"""
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from experiments.circuit_reuse import claims, constructed, figures, pretrained
+from experiments.circuit_reuse.config import PRESETS, Config
+from jattn.pretrained.load import load
+from jattn.runs import Experiment, Paper, Run
+
+
+def run(config: Config, run: Run) -> None:
+    """Part after part."""
+    results = {}
+    for name, part in (("constructed", _constructed), ("pretrained", _pretrained)):
+        if name in config.parts:
+            run.stop_if_asked()
+            results[name] = part(config, run)
+            run.save_results(results)
+
+
+def _constructed(config: Config, run: Run) -> Any:
+    found = constructed.effects(np.random.default_rng(config.seed), config.problems)
+    claims.settle_constructed(run, found)
+    return {name: each.tolist() for name, each in found._asdict().items()}
+
+
+def _pretrained(config: Config, run: Run) -> Any:
+    model, tokenizer = load(config.pretrained.model)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    found = pretrained.measure(model, encode, config.pretrained, config.seed, run.stop_if_asked)
+    claims.settle_pretrained(run, found, config.seed)
+    return report(run, found)
+
+
+def report(run: Run, found: pretrained.Found) -> Any:
+    """Figures, and what claims do not tell."""
+    names, colours = found.names.effects(), found.colours.effects()
+    head = f"{found.head[0]}.{found.head[1]}"
+    tried = {f"{head}, wrong colours": found.repaired, f"{head}, right colour": found.promoted}
+    tried |= {f"{head}, everything alike": found.uniform}
+    tried |= {
+        f"{name}, wrong colours": each for each_of in (found.others, found.readers) for name, each in each_of.items()
+    }
+    tried |= {f"{name}, wrong colours": each for name, each in found.together.items()}
+    run.figure("effects", figures.effects(names, colours), "Effect of every head's corrupted output on the answer.")
+    rights = {name: float(each.right.mean()) for name, each in tried.items()}
+    run.figure("repair", figures.repair(rights, float(found.plain.right.mean())), "What one head's last row reads.")
+    reads = found.names.reads
+
+    def row(at: list[int]) -> dict[str, float]:
+        kinds = {
+            "effect": names, "through queries": found.steering, "direct": found.direct,
+            "unrelated names": found.unrelated, "effect on colours": colours, "reads the right name": reads.right,
+            "reads the wrong name": reads.wrong, "reads the right colour": found.colours.reads.right,
+            "reads the wrong colours": found.colours.reads.wrong,
+        }  # fmt: skip
+        return {name: round(float(each[tuple(at)]), 4) for name, each in kinds.items()}
+
+    listed = found.circuit | found.best_for_colours
+    return {
+        "margins": {
+            task: {"clean": float(each.clean.mean()), "twins": float(each.corrupt.mean())}
+            for task, each in (("names", found.names), ("colours", found.colours))
+        },
+        "heads": {f"{at[0]}.{at[1]}": row(at) for at in np.argwhere(listed).tolist()},
+        "best for names": claims.heads(found.best),
+        "best for colours": claims.heads(found.best_for_colours),
+        "circuit": claims.heads(found.circuit),
+        "rank correlation of effects on names": {
+            "with those of slopes": float(spearmanr(names.ravel(), found.attributed.ravel()).statistic),
+            "with those of unrelated names": float(spearmanr(names.ravel(), found.unrelated.ravel()).statistic),
+            "with those on colours": float(spearmanr(names.ravel(), colours.ravel()).statistic),
+        },
+        "colours": {
+            name: {"right among three": float(each.right.mean()), "of all tokens": float(each.among_all.mean())}
+            for name, each in {"as it is": found.plain, **tried}.items()
+        },
+    }
+
+
+EXPERIMENT = Experiment(
+    name="circuit_reuse",
+    summary="Heads found for one task and compared with those of another, and one made to do there what it does here.",
+    paper=Paper(
+        "Circuit Component Reuse Across Tasks in Transformer Language Models",
+        "Merullo, Eickhoff, Pavlick",
+        "ICLR 2024",
+        "2310.08744",
+    ),
+    presets=PRESETS,
+    run=run,
+)

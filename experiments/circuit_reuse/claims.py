@@ -174,8 +174,8 @@ def _settle_overlap(run: Run, found: Found, seed: int) -> None:
     names, colours = found.best, found.best_for_colours
     drawn = [_permuted(rng, colours) for _ in range(5)]
     within = [rng.permuted(colours, axis=1) for _ in range(5)]
-    gap = found.colours.clean - found.colours.corrupt
-    told = f"margins of colours fall by {gap.mean():.2f} in twins, of names by {(found.names.clean - found.names.corrupt).mean():.2f}"
+    flips = [(task.clean - task.corrupt).mean() for task in (found.colours, found.names)]
+    told = f"margins of colours fall by {flips[0]:.2f} in twins, of names by {flips[1]:.2f}"
     run.settle(SHARED, _shared(names, colours), [_shared(names, each) for each in drawn], told)
     run.settle(BEYOND_CHANCE, overlap(names, colours).p_value, [overlap(names, each).p_value for each in drawn], told)
     inside = [overlap(names, each, same_layers=True).p_value for each in (colours, *within)]

@@ -69,7 +69,8 @@ def answer(tokens: Int[Array, "batch length"]) -> Float[Array, "batch vocabulary
 
 def effects(rng: np.random.Generator, count: int) -> Effects:
     """Of all heads, by path patching and, beside it, by patching alone; from so many prompts."""
-    tokens, corrupt, right, wrong = (jnp.asarray(np.stack(each)) for each in zip(*(prompt(rng) for _ in range(count))))
+    problems = [prompt(rng) for _ in range(count)]
+    tokens, corrupt, right, wrong = (jnp.asarray(np.stack(each)) for each in zip(*problems, strict=True))
 
     def margin(tokens: Array) -> Float[Array, " prompts"]:
         logits = answer(tokens)

@@ -250,12 +250,10 @@ def measure(
         _name(each): answer(one_head(shape, each), on_wrong)
         for each in (tuple(map(int, np.unravel_index(at, shape))) for at in np.argsort(-idle, axis=None)[: part.random])
     }
-    together = {
-        " ".join(map(_name, order[:many])): answer(
-            np.any([one_head(shape, each) for each in order[:many]], axis=0), on_wrong
-        )
-        for many in (2, 4)
-    }
+    together = {}
+    for many in (2, 4):
+        joined = np.any([one_head(shape, each) for each in order[:many]], axis=0)
+        together[" ".join(map(_name, order[:many]))] = answer(joined, on_wrong)
     return Found(
         of_names, of_colours, best, top(of_colours.effects(), count), steering, direct, unrelated, attributed, kept, kept_random, circuit, head,
         plain, repaired, promoted, uniform, others, readers, together,

@@ -5,7 +5,7 @@ other is who is given to. Coloured objects (Merullo et al. 2024, arXiv 2310.0874
 and another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,11 @@ from jaxtyping import Bool, Int
 
 Encode = Callable[[str], list[int]]
 
-NAMES = tuple(
+NAMES = (
     "Aaron Adam Alan Alex Alice Amy Andrew Anna Anthony Arthur Austin Brian Charles Charlie Daniel David Edward "
     "Elizabeth Emily Eric Frank George Henry Jack Jacob James Jane Jason Jennifer Jessica John Jonathan Joseph Joshua "
     "Justin Kate Kevin Laura Lisa Louis Luke Maria Mark Martin Mary Matthew Michael Michelle Patrick Paul Peter Rachel "
-    "Richard Robert Rose Ruby Ryan Sarah Scott Simon Stephen Thomas Tyler Victoria William".split()
+    "Richard Robert Rose Ruby Ryan Sarah Scott Simon Stephen Thomas Tyler Victoria William"
 )
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 GIFTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")
@@ -31,9 +31,8 @@ STORIES = (
     "While {first} and {second} were working at the {place}, {giver} gave a {gift} to",
     "Friends {first} and {second} found a {gift} at the {place}. {giver} gave it to",
 )
-OBJECTS = tuple(
-    "pencil notebook pen cup plate jug mug puzzle textbook leash necklace bracelet bottle ball envelope lighter "
-    "bowl".split()
+OBJECTS = (
+    "pencil notebook pen cup plate jug mug puzzle textbook leash necklace bracelet bottle ball envelope lighter bowl"
 )
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 SURFACES = ("table", "desk", "floor")
@@ -70,7 +69,7 @@ def names(encode: Encode, count: int, rng: np.random.Generator) -> Prompts:
     Raises:
       ValueError: fewer than five names are one token each.
     """
-    known = _single(encode, NAMES, 5)
+    known = _single(encode, NAMES.split(), 5)
     rows = []
     for row in range(count):
         one, other, *three = rng.permutation(known)[:5].tolist()
@@ -97,14 +96,17 @@ def colours(encode: Encode, count: int, rng: np.random.Generator) -> Prompts:
     Raises:
       ValueError: fewer than three objects are one token each, or a colour is none.
     """
-    known, tones = _single(encode, OBJECTS, 3), _single(encode, COLOURS, len(COLOURS))
+    known, tones = _single(encode, OBJECTS.split(), 3), _single(encode, COLOURS, len(COLOURS))
     _single(encode, tuple(tone.capitalize() for tone in COLOURS), len(COLOURS))
     rows = []
     for _ in range(count):
 
         def listed() -> tuple[list[str], list[str], str]:
             objects, shown = rng.permutation(known)[:3].tolist(), rng.permutation(tones)[:3].tolist()
-            things = [f"{'an' if tone[0] in 'aeiou' else 'a'} {tone} {each}" for each, tone in zip(objects, shown)]
+            things = [
+                f"{'an' if tone[0] in 'aeiou' else 'a'} {tone} {each}"
+                for each, tone in zip(objects, shown, strict=True)
+            ]
             where = f"On the {rng.choice(SURFACES)}, {rng.choice(SEEN)}"
             return objects, shown, f"Q: {where} {things[0]}, {things[1]}, and {things[2]}. What color is the"
 
@@ -129,7 +131,7 @@ def colours(encode: Encode, count: int, rng: np.random.Generator) -> Prompts:
     return _gather(rows)
 
 
-def _single(encode: Encode, words: tuple[str, ...], least: int) -> list[str]:
+def _single(encode: Encode, words: Sequence[str], least: int) -> list[str]:
     """Those that are one token behind a space, at least so many."""
     known = [word for word in words if len(encode(f" {word}")) == 1]
     if len(known) < least:

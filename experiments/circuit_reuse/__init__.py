@@ -52,16 +52,15 @@ def _pretrained(config: Config, run: Run) -> Any:
 def report(run: Run, found: pretrained.Found) -> Any:
     """Figures, and what claims do not tell."""
     names, colours = found.names.effects(), found.colours.effects()
-    head = f"{found.head[0]}.{found.head[1]}"
-    tried = {f"{head}, wrong colours": found.repaired, f"{head}, right colour": found.promoted}
-    tried |= {f"{head}, everything alike": found.uniform}
-    tried |= {
-        f"{name}, wrong colours": each for each_of in (found.others, found.readers) for name, each in each_of.items()
-    }
-    tried |= {f"{name}, wrong colours": each for name, each in found.together.items()}
+    repair = found.repair
+    head = f"{repair.head[0]}.{repair.head[1]}"
+    tried = {f"{head}, wrong colours": repair.repaired, f"{head}, right colour": repair.promoted}
+    tried |= {f"{head}, everything alike": repair.uniform}
+    for some in (repair.others, repair.readers, repair.together):
+        tried |= {f"{name}, wrong colours": each for name, each in some.items()}
     run.figure("effects", figures.effects(names, colours), "Effect of every head's corrupted output on the answer.")
     rights = {name: float(each.right.mean()) for name, each in tried.items()}
-    run.figure("repair", figures.repair(rights, float(found.plain.right.mean())), "What one head's last row reads.")
+    run.figure("repair", figures.repair(rights, float(repair.plain.right.mean())), "What one head's last row reads.")
     reads = found.names.reads
 
     def row(at: list[int]) -> dict[str, float]:
@@ -90,7 +89,7 @@ def report(run: Run, found: pretrained.Found) -> Any:
         },
         "colours": {
             name: {"right among three": float(each.right.mean()), "of all tokens": float(each.among_all.mean())}
-            for name, each in {"as it is": found.plain, **tried}.items()
+            for name, each in {"as it is": repair.plain, **tried}.items()
         },
     }
 

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from scipy.stats import spearmanr
 
 from experiments.circuit_reuse import constructed
-from experiments.circuit_reuse.pretrained import Answered, Found, Reads, top
+from experiments.circuit_reuse.config import COMPARED, FIRST
+from experiments.circuit_reuse.pretrained import Answered, Found, Reads, Repair, top
 from jattn.interpret import overlap
 from jattn.runs import Bar, Claim, Run
 
@@ -141,29 +142,29 @@ def settle_pretrained(run: Run, found: Found, seed: int) -> None:
     """Judge the claims on the published model."""
     _settle_search(run, found, seed)
     _settle_overlap(run, found, seed)
-    _settle_repair(run, found)
+    _settle_repair(run, found.repair)
 
 
 def _settle_search(run: Run, found: Found, seed: int) -> None:
     rng, names = np.random.default_rng(seed), found.names
     run.settle(KNOWS_NAMES, names.clean > 0, float((names.corrupt > 0).mean()))
-    run.settle(KNOWS_COLOURS, found.plain.right, float((found.plain.choice == 1).mean()))
+    run.settle(KNOWS_COLOURS, found.repair.plain.right, float((found.repair.plain.choice == 1).mean()))
     half = len(names.clean) // 2
     one, other = (names.effects(which) for which in (slice(half), slice(half, None)))
     count = int(found.best.sum())
     shares = [_share(other, top(one, count)), _share(one, top(other, count))]
     drawn = [_share(names.effects(), _permuted(rng, found.best)) for _ in range(5)]
     run.settle(FEW, float(np.mean(shares)), drawn)
-    most = np.flatnonzero(top(names.effects(), 30))
+    most = np.flatnonzero(top(names.effects(), COMPARED))
     ranks = [
         float(spearmanr(one.flat[most], each).statistic)
         for each in (other.flat[most], rng.permutation(other.flat[most]))
     ]
     run.settle(STABLE, *ranks)
-    first = top(names.effects(), 6)
+    first = top(names.effects(), FIRST)
     told = f"the six are {', '.join(heads(first))}"
     run.settle(MOVERS, *(float((each & first).sum()) for each in _movers(names.reads)), told)
-    steers = top(found.steering, 6)
+    steers = top(found.steering, FIRST)
     told = f"the six are {', '.join(heads(steers))}"
     run.settle(STEERED, *(float((each & steers).sum()) for each in _inhibitors(names.reads)), told)
     run.settle(ALONE, found.kept, found.kept_random)
@@ -182,7 +183,7 @@ def _settle_overlap(run: Run, found: Found, seed: int) -> None:
     run.settle(BEYOND_LAYERS, inside[0], inside[1:], told)
 
 
-def _settle_repair(run: Run, found: Found) -> None:
+def _settle_repair(run: Run, found: Repair) -> None:
     others, readers = list(found.others.values()), list(found.readers.values())
     gain = _gain(found.plain, found.repaired)
     told = f"the head is {found.head[0]}.{found.head[1]}"

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field, replace
 from jattn.runs import Preset
 
 PARTS = ("constructed", "pretrained")
+FIRST = 6
+"""How many of the best heads are looked at one by one."""
+COMPARED = 30
+"""How many of the best heads are compared between halves; all others are said not to matter."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +20,6 @@ class Pretrained:
       searched: prompts of each task that find heads; halves of them tell whether these are stable.
       held_out_names, held_out_colours: prompts that no head was found by, for the circuit alone and for the repair.
       share: of all heads, how many are called a task's heads.
-      first: how many of the best are looked at one by one; each half of what is called the circuit has as many.
-      stable: how many of the best are compared between halves.
       random: sets of random heads, for each control.
       batch: prompts that are run together; what moves queries, and other twins, are of the first of them.
       at_once: senders that are run together.
@@ -28,8 +30,6 @@ class Pretrained:
     held_out_names: int = 80
     held_out_colours: int = 200
     share: float = 0.05
-    first: int = 6
-    stable: int = 30
     random: int = 5
     batch: int = 40
     at_once: int = 27

@@ -3,7 +3,6 @@ read for the other task as it reads for the first."""
 
 import logging
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments.circuit_reuse import patching, tasks
-from experiments.circuit_reuse.config import Pretrained
+from experiments.circuit_reuse.config import COMPARED, FIRST, Pretrained
 from experiments.circuit_reuse.tasks import Encode, Prompts
 from jattn.interpret import patching_effect, random_heads
 from jattn.models.language_model import LanguageModel
@@ -71,6 +70,27 @@ class Answered(NamedTuple):
         return self.choice == 0
 
 
+class Repair(NamedTuple):
+    """Answers to held-out prompts of colours.
+
+    Attributes:
+      head: the one that is made to read wrong colours, chosen by names alone.
+      plain: as they are; `repaired`: where that head reads the wrong colours; `promoted`: the right one; `uniform`:
+        everything alike.
+      others: where another head of its layer reads the wrong ones; `readers`: one of those that read the wrong name
+        most and do not matter; `together`: several heads at once that help and read the wrong name.
+    """
+
+    head: tuple[int, int]
+    plain: Answered
+    repaired: Answered
+    promoted: Answered
+    uniform: Answered
+    others: dict[str, Answered]
+    readers: dict[str, Answered]
+    together: dict[str, Answered]
+
+
 class Found(NamedTuple):
     """What one run measures.
 
@@ -79,13 +99,9 @@ class Found(NamedTuple):
       steering: effects on the answer through the queries of the first heads of names.
       direct, unrelated, attributed: effects on the output with feed-forward layers frozen, with three unrelated names
         for a twin, and as slopes tell; of some prompts of names.
-      kept, kept_random: margins of held-out names without all heads but the circuit, or but as many random ones, over
-        the mean margin with all heads.
-      circuit: the heads kept.
-      head: the one that is made to read wrong colours, chosen by names alone.
-      plain: answers as they are; `repaired`: where that head reads the wrong colours; `promoted`: the right one;
-        `uniform`: everything alike; `others`: where another head of its layer reads the wrong ones; `readers`: one of
-        those that read the wrong name but do not matter; `together`: the first heads that help and read wrong names.
+      circuit: heads that are kept: the best, and the first of those that steer them.
+      kept, kept_random: margins of held-out names without all other heads, and with as many random ones for the
+        circuit, over the mean margin with all heads.
     """
 
     names: Search
@@ -96,17 +112,10 @@ class Found(NamedTuple):
     direct: Float[np.ndarray, "layers heads"]
     unrelated: Float[np.ndarray, "layers heads"]
     attributed: Float[np.ndarray, "layers heads"]
+    circuit: Bool[np.ndarray, "layers heads"]
     kept: Float[np.ndarray, " prompts"]
     kept_random: Float[np.ndarray, " sets"]
-    circuit: Bool[np.ndarray, "layers heads"]
-    head: tuple[int, int]
-    plain: Answered
-    repaired: Answered
-    promoted: Answered
-    uniform: Answered
-    others: dict[str, Answered]
-    readers: dict[str, Answered]
-    together: dict[str, Answered]
+    repair: Repair
 
 
 class Reader:
@@ -135,13 +144,6 @@ def top(effects: Float[np.ndarray, "layers heads"], count: int) -> Bool[np.ndarr
     """The heads of the largest effects, of either sign."""
     mask = np.zeros(effects.shape, bool)
     mask.flat[np.argsort(-np.abs(effects), axis=None, kind="stable")[:count]] = True
-    return mask
-
-
-def one_head(shape: tuple[int, ...], head: tuple[int, int]) -> Bool[np.ndarray, "layers heads"]:
-    """The mask of one head."""
-    mask = np.zeros(shape, bool)
-    mask[head] = True
     return mask
 
 
@@ -211,61 +213,29 @@ def measure(
     names, held_names = _two(tasks.names(encode, part.searched + part.held_out_names, rng), part.searched)
     colours, held_colours = _two(tasks.colours(encode, part.searched + part.held_out_colours, rng), part.searched)
     reader = Reader(model, encode, part, max(names.tokens.shape[1], colours.tokens.shape[1]))
-    shape = (model.config.layers, model.config.heads)
     of_names, clean, corrupt = search(reader, names, stop_if_asked)
     effects = of_names.effects()
     log.info("names: mean margin %.2f, of twins %.2f", of_names.clean.mean(), of_names.corrupt.mean())
-    count = max(1, round(part.share * effects.size - 0.5))
+    count = max(1, int(part.share * effects.size))
     best = top(effects, count)
-    steering, direct, unrelated, attributed = _beside(reader, names, clean[0], corrupt[0], top(effects, part.first))
+    steering, direct, unrelated, attributed = _beside(reader, names, clean[0], corrupt[0], top(effects, FIRST))
     stop_if_asked()
 
-    circuit = best | top(steering, part.first)
+    circuit = best | top(steering, FIRST)
     kept, kept_random = _alone(reader, held_names, names, circuit, seed)
     log.info("the circuit alone keeps %.2f of the margin, random heads %.2f", kept.mean(), kept_random.mean())
     stop_if_asked()
     of_colours, *_ = search(reader, colours, stop_if_asked)
     log.info("colours: mean margin %.2f, of twins %.2f", of_colours.clean.mean(), of_colours.corrupt.mean())
-
-    helps = effects * (of_names.reads.wrong - of_names.reads.right)
-    order = [tuple(map(int, np.unravel_index(each, shape))) for each in np.argsort(-helps, axis=None, kind="stable")]
-    head = order[0]
-    batches = reader.read(held_colours.tokens, held_colours.lengths)
-    answer = partial(answered, reader, held_colours, batches)
-    on_wrong = row_on(held_colours.wrong)
-    inside = np.arange(held_colours.tokens.shape[1]) < held_colours.lengths[:, None]
-    plain = answer(np.zeros(shape, bool), on_wrong)
-    chosen = one_head(shape, head)
-    repaired, promoted, uniform = (
-        answer(chosen, row_on(on)) for on in (held_colours.wrong, held_colours.right, inside)
-    )
-    log.info("colours right among three: %.2f, repaired %.2f", plain.right.mean(), repaired.right.mean())
     stop_if_asked()
-    beside = np.random.default_rng(seed).permutation(np.delete(np.arange(shape[1]), head[1]))[: part.random]
-    others = {
-        _name((head[0], each)): answer(one_head(shape, (head[0], each)), on_wrong) for each in sorted(beside.tolist())
-    }
-    idle = np.where(top(effects, part.stable), -1, of_names.reads.wrong)
-    readers = {
-        _name(each): answer(one_head(shape, each), on_wrong)
-        for each in (tuple(map(int, np.unravel_index(at, shape))) for at in np.argsort(-idle, axis=None)[: part.random])
-    }
-    together = {}
-    for many in (2, 4):
-        joined = np.any([one_head(shape, each) for each in order[:many]], axis=0)
-        together[" ".join(map(_name, order[:many]))] = answer(joined, on_wrong)
     return Found(
-        of_names, of_colours, best, top(of_colours.effects(), count), steering, direct, unrelated, attributed, kept, kept_random, circuit, head,
-        plain, repaired, promoted, uniform, others, readers, together,
+        of_names, of_colours, best, top(of_colours.effects(), count), steering, direct, unrelated, attributed,
+        circuit, kept, kept_random, _repair(reader, held_colours, effects, of_names.reads, seed),
     )  # fmt: skip
 
 
 def _two(prompts: Prompts, at: int) -> tuple[Prompts, Prompts]:
     return prompts.part(slice(at)), prompts.part(slice(at, None))
-
-
-def _name(head: tuple[int, int]) -> str:
-    return f"{head[0]}.{head[1]}"
 
 
 def _beside(
@@ -312,3 +282,44 @@ def _alone(
     keys = jax.random.split(jax.random.key(seed), reader.part.random)
     drawn = [kept(random_heads(key, jnp.asarray(circuit), same_layers=False)).mean() for key in keys]
     return kept(circuit), np.array(drawn)
+
+
+def _repair(
+    reader: Reader, held_out: Prompts, effects: Float[np.ndarray, "layers heads"], reads: Reads, seed: int
+) -> Repair:
+    """One head at a time, or a few, with rows of the last token set."""
+
+    def heads(order: Float[np.ndarray, "layers heads"], count: int) -> list[tuple[int, ...]]:
+        """The first in falling order."""
+        chosen = np.argsort(-order, axis=None, kind="stable")[:count]
+        return [tuple(map(int, np.unravel_index(each, order.shape))) for each in chosen]
+
+    def answer(heads: list[tuple[int, ...]], places: Bool[np.ndarray, "prompts length"]) -> Answered:
+        mask = np.zeros(effects.shape, bool)
+        for head in heads:
+            mask[head] = True
+        return answered(reader, held_out, batches, mask, row_on(places))
+
+    def each_alone(heads: list[tuple[int, ...]]) -> dict[str, Answered]:
+        return {f"{layer}.{head}": answer([(layer, head)], held_out.wrong) for layer, head in heads}
+
+    batches = reader.read(held_out.tokens, held_out.lengths)
+    # A head that helps and reads the wrong name lowers what it reads, or has others lower it.
+    helping = heads(effects * (reads.wrong - reads.right), 4)
+    layer, head = helping[0]
+    beside = np.random.default_rng(seed).permutation(np.delete(np.arange(effects.shape[1]), head))
+    readers = heads(np.where(top(effects, COMPARED), -1, reads.wrong), reader.part.random)
+    several = [helping[:2], helping]
+    inside = np.arange(held_out.tokens.shape[1]) < held_out.lengths[:, None]
+    found = Repair(
+        (layer, head),
+        answer([], held_out.wrong),
+        answer(helping[:1], held_out.wrong),
+        answer(helping[:1], held_out.right),
+        answer(helping[:1], inside),
+        each_alone([(layer, each) for each in sorted(beside[: reader.part.random].tolist())]),
+        each_alone(readers),
+        {" ".join(f"{layer}.{head}" for layer, head in some): answer(some, held_out.wrong) for some in several},
+    )
+    log.info("colours right among three: %.2f, repaired %.2f", found.plain.right.mean(), found.repaired.right.mean())
+    return found

@@ -1,4 +1,4 @@
-"""Prompts and their twins, a circuit set by hand, runs of the last token against whole texts, and selections by hand."""
+"""Prompts and their twins, a circuit set by hand, runs of the last token against whole texts, selections by hand."""
 
 import re
 from pathlib import Path
@@ -162,16 +162,14 @@ def test_heads_are_selected_by_hand() -> None:
 
 
 def test_a_run_on_a_small_model_settles_every_claim(model, tmp_path: Path) -> None:
-    part = Pretrained(
-        searched=4, held_out_names=4, held_out_colours=12, first=2, stable=6, random=2, batch=4, at_once=12
-    )
+    part = Pretrained(searched=4, held_out_names=4, held_out_colours=12, random=2, batch=4, at_once=12)
     with open_run(EXPERIMENT, "laptop", Config(), tmp_path / "run", quiet=True) as run:
         found = pretrained.measure(model, encode, part, 0, run.stop_if_asked)
         claims.settle_pretrained(run, found, 0)
         told = report(run, found)
     assert len({verdict.claim.name for verdict in run.verdicts}) == len(run.verdicts) == 15
     assert set(told["heads"]) >= set(told["circuit"]) | set(told["best for colours"])
-    assert found.circuit.sum() <= 3
+    assert 6 <= found.circuit.sum() <= 7
 
 
 def test_a_smoke_run_holds(tmp_path: Path) -> None:

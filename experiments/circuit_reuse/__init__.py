@@ -72,6 +72,11 @@ def report(run: Run, found: pretrained.Found) -> Any:
         }  # fmt: skip
         return {name: round(float(each[tuple(at)]), 4) for name, each in kinds.items()}
 
+    def between_halves(task: pretrained.Search) -> float:
+        half = len(task.clean) // 2
+        one, other = (task.effects(which).ravel() for which in (slice(half), slice(half, None)))
+        return float(np.corrcoef(one, other)[0, 1])
+
     listed = found.circuit | found.best_for_colours
     return {
         "margins": {
@@ -82,6 +87,10 @@ def report(run: Run, found: pretrained.Found) -> Any:
         "best for names": claims.heads(found.best),
         "best for colours": claims.heads(found.best_for_colours),
         "circuit": claims.heads(found.circuit),
+        "correlation of effects from two halves": {
+            "names": between_halves(found.names),
+            "colours": between_halves(found.colours),
+        },
         "rank correlation of effects on names": {
             "with those of slopes": float(spearmanr(names.ravel(), found.attributed.ravel()).statistic),
             "with those of unrelated names": float(spearmanr(names.ravel(), found.unrelated.ravel()).statistic),

@@ -304,8 +304,8 @@ def _repair(
         return {f"{layer}.{head}": answer([(layer, head)], held_out.wrong) for layer, head in heads}
 
     batches = reader.read(held_out.tokens, held_out.lengths)
-    # A head that helps and reads the wrong name lowers what it reads, or has others lower it.
-    helping = heads(effects * (reads.wrong - reads.right), 4)
+    # Heads that help and read the wrong name more than the right one: they lower what they read, or have it lowered.
+    helping = heads(np.maximum(effects, 0) * np.maximum(reads.wrong - reads.right, 0), 4)
     layer, head = helping[0]
     beside = np.random.default_rng(seed).permutation(np.delete(np.arange(effects.shape[1]), head))
     readers = heads(np.where(top(effects, COMPARED), -1, reads.wrong), reader.part.random)

@@ -57,14 +57,14 @@ MOVERS = Claim(
     "movers read the answer",
     "of the six largest heads, how many read the right name at least twice as much as the other's two places",
     "15.14, 16.15, 17.4, 18.5 and 19.15 attend to the answer",
-    Bar(low=2),
+    Bar(low=2.0),
     "the same names in the twins, where the other is right",
 )
 STEERED = Claim(
     "heads that steer them read the name that is twice there",
     "of the six largest on their queries, how many read it at least twice as much per place as the other",
     "12.3, 13.4 and 13.13 attend to it",
-    Bar(low=2),
+    Bar(low=2.0),
     "the same names in the twins, where the other is twice there",
 )
 ALONE = Claim(

@@ -26,12 +26,12 @@ class Pretrained:
     """
 
     model: str = "smollm2-135m"
-    searched: int = 80
-    held_out_names: int = 80
+    searched: int = 50
+    held_out_names: int = 50
     held_out_colours: int = 200
     share: float = 0.05
     random: int = 5
-    batch: int = 40
+    batch: int = 25
     at_once: int = 27
 
 

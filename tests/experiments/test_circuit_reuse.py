@@ -49,7 +49,7 @@ def test_twins_of_colours_ask_for_another_object() -> None:
     words = {number: word for word, number in VOCABULARY.items()}
     for row, (tokens, twin) in enumerate(zip(prompts.tokens, prompts.corrupt, strict=True)):
         (place,) = np.flatnonzero(tokens != twin)
-        assert prompts.lengths[row] - place == 4  # "?", "A", ":" are behind
+        assert prompts.lengths[row] - place == 5  # a question mark, a new line, "A", a colon are behind
         for text, answer in ((tokens, prompts.answers[row, 0]), (twin, prompts.answers[row, 1])):
             told = [words[token] for token in text[: place + 1].tolist()]
             question = told[len(told) - told[::-1].index("Q") :]

@@ -14,7 +14,6 @@ Read in this order: config, tasks, constructed, patching, pretrained, claims, fi
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from experiments.circuit_reuse import claims, constructed, figures, pretrained
 from experiments.circuit_reuse.config import PRESETS, Config
@@ -92,9 +91,9 @@ def report(run: Run, found: pretrained.Found) -> Any:
             "colours": between_halves(found.colours),
         },
         "rank correlation of effects on names": {
-            "with those of slopes": float(spearmanr(names.ravel(), found.attributed.ravel()).statistic),
-            "with those of unrelated names": float(spearmanr(names.ravel(), found.unrelated.ravel()).statistic),
-            "with those on colours": float(spearmanr(names.ravel(), colours.ravel()).statistic),
+            "with those of slopes": claims.rank_correlation(names.ravel(), found.attributed.ravel()),
+            "with those of unrelated names": claims.rank_correlation(names.ravel(), found.unrelated.ravel()),
+            "with those on colours": claims.rank_correlation(names.ravel(), colours.ravel()),
         },
         "colours": {
             name: {"right among three": float(each.right.mean()), "of all tokens": float(each.among_all.mean())}

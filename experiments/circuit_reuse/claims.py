@@ -7,7 +7,7 @@ prompts, which the bars of these are from.
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from experiments.circuit_reuse import constructed
 from experiments.circuit_reuse.config import COMPARED, FIRST
@@ -147,8 +147,8 @@ def settle_pretrained(run: Run, found: Found, seed: int) -> None:
 
 def _settle_search(run: Run, found: Found, seed: int) -> None:
     rng, names = np.random.default_rng(seed), found.names
-    run.settle(KNOWS_NAMES, names.clean > 0, float((names.corrupt > 0).mean()))
-    run.settle(KNOWS_COLOURS, found.repair.plain.right, float((found.repair.plain.choice == 1).mean()))
+    run.settle(KNOWS_NAMES, (names.clean > 0).astype(float), float((names.corrupt > 0).mean()))
+    run.settle(KNOWS_COLOURS, found.repair.plain.right.astype(float), float((found.repair.plain.choice == 1).mean()))
     half = len(names.clean) // 2
     one, other = (names.effects(which) for which in (slice(half), slice(half, None)))
     count = int(found.best.sum())
@@ -156,17 +156,18 @@ def _settle_search(run: Run, found: Found, seed: int) -> None:
     drawn = [_share(names.effects(), _permuted(rng, found.best)) for _ in range(5)]
     run.settle(FEW, float(np.mean(shares)), drawn)
     most = np.flatnonzero(top(names.effects(), COMPARED))
-    ranks = [
-        float(spearmanr(one.flat[most], each).statistic)
-        for each in (other.flat[most], rng.permutation(other.flat[most]))
-    ]
-    run.settle(STABLE, *ranks)
+    again, permuted = (
+        rank_correlation(one.flat[most], each) for each in (other.flat[most], rng.permutation(other.flat[most]))
+    )
+    run.settle(STABLE, again, permuted)
     first = top(names.effects(), FIRST)
     told = f"the six are {', '.join(heads(first))}"
-    run.settle(MOVERS, *(float((each & first).sum()) for each in _movers(names.reads)), told)
+    moving, in_twins = (float((each & first).sum()) for each in _movers(names.reads))
+    run.settle(MOVERS, moving, in_twins, told)
     steers = top(found.steering, FIRST)
     told = f"the six are {', '.join(heads(steers))}"
-    run.settle(STEERED, *(float((each & steers).sum()) for each in _inhibitors(names.reads)), told)
+    inhibiting, in_twins = (float((each & steers).sum()) for each in _inhibitors(names.reads))
+    run.settle(STEERED, inhibiting, in_twins, told)
     run.settle(ALONE, found.kept, found.kept_random)
 
 
@@ -187,9 +188,9 @@ def _settle_repair(run: Run, found: Repair) -> None:
     others, readers = list(found.others.values()), list(found.readers.values())
     gain = _gain(found.plain, found.repaired)
     told = f"the head is {found.head[0]}.{found.head[1]}"
-    run.settle(REPAIRS, gain, [_gain(found.plain, each).mean() for each in others], told)
-    run.settle(NOT_BY_READING, gain, [_gain(found.plain, each).mean() for each in readers], told)
-    run.settle(LOWERS, _gain(found.plain, found.promoted), _gain(found.plain, found.uniform).mean(), told)
+    run.settle(REPAIRS, gain, [float(_gain(found.plain, each).mean()) for each in others], told)
+    run.settle(NOT_BY_READING, gain, [float(_gain(found.plain, each).mean()) for each in readers], told)
+    run.settle(LOWERS, _gain(found.plain, found.promoted), float(_gain(found.plain, found.uniform).mean()), told)
     run.settle(
         OF_ALL,
         found.repaired.among_all.astype(float) - found.plain.among_all,
@@ -197,12 +198,18 @@ def _settle_repair(run: Run, found: Repair) -> None:
         told,
     )
     right = found.plain.right
-    run.settle(NONE_LOST, ~found.repaired.right[right], [(~each.right[right]).mean() for each in others], told)
+    lost, lost_by_others = 1.0 - found.repaired.right[right], [float((~each.right[right]).mean()) for each in others]
+    run.settle(NONE_LOST, lost, lost_by_others, told)
 
 
 def heads(mask: Bool[np.ndarray, "layers heads"]) -> list[str]:
     """Their names, layer.head."""
     return [f"{layer}.{head}" for layer, head in np.argwhere(mask).tolist()]
+
+
+def rank_correlation(one: Float[np.ndarray, " heads"], other: Float[np.ndarray, " heads"]) -> float:
+    """Spearman's."""
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 def _share(effects: Float[np.ndarray, "layers heads"], which: Bool[np.ndarray, "layers heads"]) -> float:

@@ -15,7 +15,7 @@ from jattn.interpret import Receiver, Set, Where, capture, edit, one_head_each, 
 from jattn.models.language_model import LanguageModel, LanguageModelConfig
 from jattn.runs import open_run
 
-LAYERS, HEADS = 3, 4
+LAYERS, HEADS = 4, 4
 SIZES = LanguageModelConfig(200, 16, LAYERS, HEADS, 24, kv_heads=2)
 VOCABULARY: dict[str, int] = {}
 
@@ -162,7 +162,7 @@ def test_heads_are_selected_by_hand() -> None:
 
 
 def test_a_run_on_a_small_model_settles_every_claim(model, tmp_path: Path) -> None:
-    part = Pretrained(searched=4, held_out_names=4, held_out_colours=12, random=2, batch=4, at_once=12)
+    part = Pretrained(searched=4, held_out_names=4, held_out_colours=12, random=2, batch=4, at_once=16)
     with open_run(EXPERIMENT, "laptop", Config(), tmp_path / "run", quiet=True) as run:
         found = pretrained.measure(model, encode, part, 0, run.stop_if_asked)
         claims.settle_pretrained(run, found, 0)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key
 
 Scalar = Float[Array, ""]
@@ -111,8 +110,21 @@ def warp(
     middle = centre + (1 - zoom) * centre * place
     rows, columns = jnp.meshgrid(jnp.arange(height) - centre[0], jnp.arange(width) - centre[1], indexing="ij")
     cosine, sine = zoom * jnp.cos(angle), zoom * jnp.sin(angle)
-    at = [cosine * rows - sine * columns + middle[0], sine * rows + cosine * columns + middle[1]]
-    return jax.vmap(lambda channel: map_coordinates(channel, at, order=1, mode="nearest"), 2, 2)(image)
+    weights = (
+        hats(cosine * rows - sine * columns + middle[0], height),
+        hats(sine * rows + cosine * columns + middle[1], width),
+    )
+    return jnp.einsum("rci,rcj,ijk->rck", *weights, image)
+
+
+def hats(at: Float[Array, "*places"], count: int) -> Float[Array, "*places count"]:
+    """Weights of linear interpolation between values at 0 to count - 1; beyond these the nearest has all.
+
+    Products with them, in place of reading four neighbours each: derivatives by the image are products too, and none
+    has to add up values at places that it is told.
+    """
+    at = jnp.clip(at, 0, count - 1)
+    return jnp.maximum(0, 1 - jnp.abs(at[..., None] - jnp.arange(count, dtype=at.dtype)))
 
 
 def recolour(image: Float[Array, "height width 3"], factor: Scalar) -> Float[Array, "height width 3"]:

@@ -1,7 +1,7 @@
-"""Krylov methods for symmetric matrices, on flat vectors.
+"""Krylov methods, on flat vectors.
 
-For other matrices lineax has GMRES and BiCGSTAB; it has no MINRES, and its conjugate gradients stop by elements, not by
-the norm that the error bound of an implicit derivative is stated in.
+lineax has no MINRES, its conjugate gradients stop by elements, not by the norm that the error bound of an implicit
+derivative is stated in, and its GMRES looks at the residual after whole cycles alone. Its BiCGSTAB is used.
 """
 
 from collections.abc import Callable
@@ -118,6 +118,77 @@ def minimal_residual(
     # The first Lanczos step has no vector before it, so what stands for beta there multiplies zero.
     x, *_, count = jax.lax.while_loop(unfinished, step, carry)
     return x, _report(right - product(x), right, count)
+
+
+def generalised_minimal_residual(
+    product: Product,
+    right: Vector,
+    start: Vector | None,
+    precondition: Product | None,
+    tolerance: Float[Array, ""] | float,
+    most: int,
+    restart: int,
+) -> tuple[Vector, Report]:
+    """As `conjugate_gradient`, for any A, begun anew after `restart` products (GMRES, Saad and Schultz 1986).
+
+    M is to the right of A, so that what is made least is the residual itself, and a cycle stops where that is small
+    enough. Arnoldi vectors are made orthogonal twice; Givens rotations are kept as one matrix.
+
+    Args:
+      precondition: v -> M⁻¹ v with M near A; the identity if None.
+      most: products at most; also stops where a cycle brings nothing.
+    """
+    limit = tolerance * jnp.linalg.norm(right)
+    x = jnp.zeros_like(right) if start is None else start
+    residual = right if start is None else right - product(start)
+    ahead = precondition or (lambda vector: vector)
+
+    def unfinished(carry: tuple) -> Array:
+        _, _, size, before, count = carry
+        return (size > limit) & (size < before) & (count < most)
+
+    def cycle(carry: tuple) -> tuple:
+        x, residual, size, _, count = carry
+        basis = jnp.zeros((restart + 1, right.size), right.dtype).at[0].set(residual / size)
+        rotations, triangle = jnp.eye(restart + 1, dtype=right.dtype), jnp.eye(restart, dtype=right.dtype)
+
+        def going_on(state: tuple) -> Array:
+            _, rotations, _, column, sound = state
+            left = jnp.abs(rotations[column, 0]) * size
+            return (left > limit) & (column < restart) & (count + column < most) & sound
+
+        def extend(state: tuple) -> tuple:
+            basis, rotations, triangle, column, _ = state
+            image = product(ahead(basis[column]))
+            negligible = 10 * jnp.finfo(right.dtype).eps * jnp.linalg.norm(image)
+            first = basis @ image
+            image = image - first @ basis
+            second = basis @ image
+            image = image - second @ basis
+            beyond = jnp.linalg.norm(image)
+            entries = rotations @ (first + second).at[column + 1].set(beyond)
+            length = jnp.hypot(entries[column], entries[column + 1])
+            sound = length > negligible  # else A takes this direction to nothing new: it is singular
+            cosine, sine = (each / jnp.where(sound, length, 1) for each in (entries[column], entries[column + 1]))
+            upper, lower = rotations[column], rotations[column + 1]
+            turned = rotations.at[column].set(cosine * upper + sine * lower)
+            turned = turned.at[column + 1].set(cosine * lower - sine * upper)
+            known = jnp.where(jnp.arange(restart) < column, entries[:-1], 0).at[column].set(length)
+            basis = basis.at[column + 1].set(image / jnp.where(beyond > 0, beyond, 1))
+            triangle = jnp.where(sound, triangle.at[:, column].set(known), triangle)
+            return basis, jnp.where(sound, turned, rotations), triangle, column + sound, sound
+
+        state = (basis, rotations, triangle, jnp.int32(0), jnp.bool_(True))
+        basis, rotations, triangle, columns, sound = jax.lax.while_loop(going_on, extend, state)
+        wanted = jnp.where(jnp.arange(restart) < columns, size * rotations[:-1, 0], 0)
+        weights = jax.scipy.linalg.solve_triangular(triangle, wanted)
+        x = x + ahead(weights @ basis[:-1])
+        residual = right - product(x)
+        return x, residual, jnp.linalg.norm(residual), size, count + columns + ~sound
+
+    carry = (x, residual, jnp.linalg.norm(residual), jnp.array(jnp.inf, right.dtype), jnp.int32(0))
+    x, residual, *_, count = jax.lax.while_loop(unfinished, cycle, carry)
+    return x, _report(residual, right, count)
 
 
 def _report(residual: Vector, right: Vector, count: Int[Array, ""]) -> Report:

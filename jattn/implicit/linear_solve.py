@@ -10,7 +10,14 @@ import lineax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from jattn.implicit.krylov import Product, Report, Vector, conjugate_gradient, minimal_residual
+from jattn.implicit.krylov import (
+    Product,
+    Report,
+    Vector,
+    conjugate_gradient,
+    generalised_minimal_residual,
+    minimal_residual,
+)
 
 Structure = Literal["positive definite", "symmetric", "general"]
 """What is known of a matrix."""
@@ -68,7 +75,7 @@ class Minres:
 
 @dataclass(frozen=True)
 class Gmres:
-    """For any matrix: lineax's GMRES, restarted after so many products."""
+    """For any matrix: GMRES, begun anew after so many products."""
 
     tolerance: float | Float[Array, ""] | None = None
     most: int = 1000
@@ -77,12 +84,8 @@ class Gmres:
     def solve(
         self, product: Product, right: Vector, structure: Structure, start: Vector | None, precondition: Product | None
     ) -> tuple[Vector, Report]:
-        tolerance: Any = tolerance_of(self, right.dtype)
-        restart = min(self.restart, right.size)
-        method = lineax.GMRES(
-            rtol=0.0, atol=tolerance, norm=jnp.linalg.norm, max_steps=self.most, restart=restart, stagnation_iters=20
-        )
-        return _by_lineax(method, product, right, start, precondition)
+        tolerance, restart = tolerance_of(self, right.dtype), min(self.restart, right.size)
+        return generalised_minimal_residual(product, right, start, precondition, tolerance, self.most, restart)
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,19 @@ class BiCGStab:
     def solve(
         self, product: Product, right: Vector, structure: Structure, start: Vector | None, precondition: Product | None
     ) -> tuple[Vector, Report]:
+        # Scaled to a right side of norm 1: lineax's relative tolerances are of each element, and some may be 0.
+        shape, size = jax.eval_shape(lambda: right), jnp.linalg.norm(right)
+        size = jnp.where(size > 0, size, 1)
+        options: dict[str, Any] = {} if start is None else {"y0": start / size}
+        if precondition is not None:
+            options["preconditioner"] = lineax.FunctionLinearOperator(precondition, shape)
         tolerance: Any = tolerance_of(self, right.dtype)
         method = lineax.BiCGStab(rtol=0.0, atol=tolerance, norm=jnp.linalg.norm, max_steps=self.most)
-        return _by_lineax(method, product, right, start, precondition)
+        operator = lineax.FunctionLinearOperator(product, shape)
+        solution = lineax.linear_solve(operator, right / size, method, options=options, throw=False)
+        x = size * solution.value
+        residual = jnp.linalg.norm(right - product(x)) / size
+        return x, Report(2 * jnp.asarray(solution.stats["num_steps"], jnp.int32), residual)
 
 
 @dataclass(frozen=True)
@@ -187,19 +200,3 @@ def tolerance_of(solver: LinearSolver, dtype: Any) -> Float[Array, ""] | float:
     if solver.tolerance is not None:
         return solver.tolerance
     return 1e-10 if dtype == jnp.float64 else 1e-5
-
-
-def _by_lineax(
-    method: Any, product: Product, right: Vector, start: Vector | None, precondition: Product | None
-) -> tuple[Vector, Report]:
-    """Scaled to a right side of norm 1: lineax's relative tolerances are of each element, and some may be 0."""
-    shape, size = jax.eval_shape(lambda: right), jnp.linalg.norm(right)
-    size = jnp.where(size > 0, size, 1)
-    options: dict[str, Any] = {} if start is None else {"y0": start / size}
-    if precondition is not None:
-        options["preconditioner"] = lineax.FunctionLinearOperator(precondition, shape)
-    operator = lineax.FunctionLinearOperator(product, shape)
-    solution = lineax.linear_solve(operator, right / size, method, options=options, throw=False)
-    x = size * solution.value
-    residual = jnp.linalg.norm(right - product(x)) / size
-    return x, Report(jnp.asarray(solution.stats["num_steps"], jnp.int32), residual)

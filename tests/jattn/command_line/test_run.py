@@ -113,7 +113,7 @@ def test_wrong_options_are_refused(jattn: Shell, ladder: Path, options: list[str
     ("name", "message"),
     [
         ("in_context_regresion", "experiment 'in_context_regresion' is not known; did you mean in_context_regression?"),
-        ("zzz", "experiment 'zzz' is not known; there are: biformer, "),
+        ("zzz", "experiment 'zzz' is not known; there are: attention_calibration, biformer, "),
         ("absent.py", "absent.py does not exist"),
         ("empty.py", "empty.py must define EXPERIMENT"),
     ],

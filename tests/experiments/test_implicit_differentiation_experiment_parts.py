@@ -114,7 +114,7 @@ def test_hypergradients_of_the_machine(way: str | None) -> None:
 
     made = found(jnp.asarray(at))
     want = (found(jnp.asarray(at + move)).loss - found(jnp.asarray(at - move)).loss) / (2 * move)
-    np.testing.assert_allclose(made.slope, want, rtol=0.03)
+    np.testing.assert_allclose(made.slope, want, rtol=5e-3)
     assert abs(made.direct / want - 1) > 0.1
 
 

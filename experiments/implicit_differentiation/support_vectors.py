@@ -28,7 +28,7 @@ MIRROR_RATE = 30.0
 TINY = 1e-9
 """Below this a dual variable counts as zero where its logarithm is taken."""
 TOLERANCE = 1e-3
-"""Of adjoint equations, relative: on a machine of 12 features 1e-2 leaves hypergradients off by a tenth, 1e-3 by 0.002."""
+"""Of adjoint equations, relative: on a small machine 1e-2 leaves a hypergradient off by a tenth, 1e-3 by 0.002."""
 MAPPINGS = ("projected gradient", "mirror descent")
 WAYS = (*MAPPINGS, None)
 """Of differentiation; None: through the solver's steps."""

@@ -97,8 +97,8 @@ LAPTOP = Config()
 PRESETS = {
     "smoke": Preset(
         replace(
-            LAPTOP, length=128, width=32, layers=1, heads=4, hidden=64, local_heads=2, block=16, look_back=16, clusters=8,
-            window=16, batch_size=2, warm_up=10, steps=40, steps_per_dispatch=20, evaluate_every=20,
+            LAPTOP, length=128, width=32, layers=1, heads=4, hidden=64, local_heads=2, block=16, look_back=16,
+            clusters=8, window=16, batch_size=2, warm_up=10, steps=40, steps_per_dispatch=20, evaluate_every=20,
             checkpoint_every=40, seeds=2, validation_windows=4, test_windows=8, probe_windows=2,
         ),
         "a few minutes on two cores, nearly all of it compiling",

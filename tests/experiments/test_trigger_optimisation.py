@@ -15,11 +15,12 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from jax.scipy.ndimage import map_coordinates
 
 from experiments import trigger_optimisation
 from experiments.trigger_optimisation import EXPERIMENT, claims, losses
 from experiments.trigger_optimisation.alternation import Inner, levels, outer_gradient, validation_batches
-from experiments.trigger_optimisation.augmentations import Augmentation, draw, view, views
+from experiments.trigger_optimisation.augmentations import Augmentation, draw, view, views, warp
 from experiments.trigger_optimisation.config import (
     ARMS,
     BLTO,
@@ -133,6 +134,21 @@ def test_views_that_change_nothing_and_views_by_hand() -> None:
     colours = jax.random.uniform(jax.random.key(3), (2, 4, 4, 3))
     grey = several(replace(still, grey=1.0), colours, jax.random.key(0))
     np.testing.assert_allclose(grey, np.repeat(colours @ np.array([0.299, 0.587, 0.114])[:, None], 3, -1), atol=1e-5)
+
+
+def test_warp_and_its_derivative_are_those_of_map_coordinates() -> None:
+    image, zoom, angle, place = jax.random.normal(jax.random.key(0), (6, 4, 2)), 0.8, 0.2, jnp.array([0.3, -0.9])
+    rows, columns = jnp.meshgrid(jnp.arange(6) - 2.5, jnp.arange(4) - 1.5, indexing="ij")
+    turned = np.cos(angle) * rows - np.sin(angle) * columns, np.sin(angle) * rows + np.cos(angle) * columns
+    at = [zoom * turned[0] + 2.5 + 0.2 * 2.5 * 0.3, zoom * turned[1] + 1.5 - 0.2 * 1.5 * 0.9]
+
+    def oracle(image):
+        return jnp.stack([map_coordinates(image[..., each], at, order=1, mode="nearest") for each in range(2)], -1)
+
+    found, back = jax.vjp(lambda image: warp(image, jnp.float32(zoom), jnp.float32(angle), place), image)
+    want, wanted_back = jax.vjp(oracle, image)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    np.testing.assert_allclose(back(want)[0], wanted_back(want)[0], atol=1e-5)
 
 
 def test_losses_by_hand() -> None:

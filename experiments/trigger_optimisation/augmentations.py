@@ -116,7 +116,9 @@ def warp(
 
 @jax.custom_vjp
 def sample(
-    image: Float[Array, "height width channels"], rows: Float[Array, "height width"], columns: Float[Array, "height width"]
+    image: Float[Array, "height width channels"],
+    rows: Float[Array, "height width"],
+    columns: Float[Array, "height width"],
 ) -> Float[Array, "height width channels"]:
     """Linear interpolation at places within the image; differentiable by the image, not by the places.
 

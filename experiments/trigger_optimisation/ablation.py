@@ -120,7 +120,9 @@ def measure(
         parts = with_wrong_labels(parts, config)
     clean, labels = parts.pre_training
     count = config.poisoned if setting.poison else 0
-    images = jnp.stack([jnp.concatenate([put(clean[:count]), clean[count:]]) for put in triggered.values()])
+    images = jnp.stack(
+        [jnp.concatenate([put(clean[:count]), clean[count:]]) if count else clean for put in triggered.values()]
+    )
     start = jax.jit(partial(begin, how, config.encoder, 1))(jax.random.key(config.seed))
     kind = (setting.labels, str(replace(config, poisoned=LAPTOP.poisoned)))
     if kind not in programs:

@@ -130,7 +130,7 @@ def measure(
             one = partial(train_with_labels, how)
         else:
 
-            def one(images: Images, _: Array, start: Training) -> Parameters:
+            def one(images: Images, labels: Array, start: Training) -> Parameters:
                 return train(how, images, start, config.victim_steps).parameters
 
         programs[kind] = jax.jit(jax.vmap(one, (0, None, None)))

@@ -37,9 +37,13 @@ def dump_to(directory: Path) -> None:
     os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {dumps}".strip()
 
 
-def options(fit_only: bool) -> dict[str, float] | None:
-    """What makes XLA take the first code that is right, if only that is wanted."""
-    return {"exec_time_optimization_effort": -1.0} if fit_only else None
+def options(fit_only: bool) -> dict[str, int | float] | None:
+    """What makes XLA take the first code that is right, if only that is wanted.
+
+    All-reduces are left apart: code of equal ones is made once, and of one over many arrays for each array anew, which
+    for the gradient of a model is most of the time of compiling.
+    """
+    return {"exec_time_optimization_effort": -1.0, "xla_jf_crs_combiner_threshold_count": 1} if fit_only else None
 
 
 def facts(directory: Path, compiled: Any) -> dict[str, Any]:

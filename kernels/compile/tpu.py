@@ -40,8 +40,8 @@ def dump_to(directory: Path) -> None:
 def options(fit_only: bool) -> dict[str, int | float] | None:
     """What makes XLA take the first code that is right, if only that is wanted.
 
-    All-reduces are left apart: code of equal ones is made once, and of one over many arrays for each array anew, which
-    for the gradient of a model is most of the time of compiling.
+    All-reduces are left apart: combined ones take libtpu longer with every array, for the gradient of a model up to
+    half of the whole time. A run combines them, so its temporaries differ somewhat.
     """
     return {"exec_time_optimization_effort": -1.0, "xla_jf_crs_combiner_threshold_count": 1} if fit_only else None
 

@@ -69,6 +69,22 @@ SETTINGS = (
 )
 
 
+class Measured(NamedTuple):
+    """Of a trigger and the victim that it poisoned.
+
+    Attributes:
+      accuracy: of a probe of clean images.
+      success: by that probe.
+      success_of_all: by a probe of all images of pre-training with their labels.
+      moved: how far the trigger moves standardised features, over how far a view does.
+    """
+
+    accuracy: float
+    success: float
+    success_of_all: float
+    moved: float
+
+
 def with_wrong_labels(parts: Parts, config: Config) -> Parts:
     """Images of other classes first, as many as are poisoned, labelled as the target."""
     images, labels = map(np.asarray, parts.pre_training)
@@ -100,18 +116,12 @@ def train_with_labels(how: Learning, images: Images, labels: Int[Array, " count"
     return jax.lax.scan(step, (both, how.optimiser.init(both)), jnp.arange(config.victim_steps))[0][0][0]
 
 
-def measure(
-    setting: Setting, triggered: dict[str, Any], programs: dict[Any, Any]
-) -> tuple[list[float], list[tuple[float, float]], list[float]]:
+def measure(setting: Setting, triggered: dict[str, Any], programs: dict[Any, Any]) -> list[Measured]:
     """By trigger.
 
     Args:
       triggered: functions of images.
       programs: compiled before, added to.
-
-    Returns:
-      Accuracies; successes, by a probe of clean images and by one of all images of pre-training with their labels; and
-      how far the trigger moves standardised features, over how far a view does.
     """
     config = replace(LAPTOP, **setting.changes)
     how = learning(config, SURROGATE, config.encoder, 1, config.victim_steps)
@@ -137,7 +147,7 @@ def measure(
     victims = programs[kind](images, labels, start)
     features = jax.jit(how.features)
     of_views = jax.jit(lambda parameters, images: features(parameters, views(config.augmentation, images, start.key)))
-    accuracies, successes, moved = [], [], []
+    measured = []
     for index, put in enumerate(triggered.values()):
         parameters = jax.tree.map(lambda each, index=index: each[index], victims)
         validation, known = parts.validation.images, np.asarray(parts.validation.labels)
@@ -147,15 +157,14 @@ def measure(
             for each, wanted in ((parts.probe.images, parts.probe.labels), (images[index], labels))
         )
         found = [score(head(plain), head(with_trigger), known, config.target) for head in heads]
-        accuracies.append(found[0].accuracy)
-        successes.append((found[0].success, found[1].success))
         scale = plain.std(axis=0) + 1e-3
         by_trigger, by_view = (
             np.sqrt((((np.asarray(each) - plain) / scale) ** 2).sum(axis=1).mean())
             for each in (with_trigger, of_views(parameters, validation))
         )
-        moved.append(float(by_trigger / by_view))
-    return accuracies, successes, moved
+        by_all = found[1].success
+        measured.append(Measured(found[0].accuracy, found[0].success, by_all, float(by_trigger / by_view)))
+    return measured
 
 
 def main(directory: Path) -> None:
@@ -178,13 +187,15 @@ def main(directory: Path) -> None:
     programs: dict[Any, Any] = {}
     print("| changed | accuracy |", " | ".join(triggered), "|")
     print("| --- | --- |", " | ".join(["---"] * len(triggered)), "|")
-    distances = None
+    everything = {}
     for setting in SETTINGS:
-        accuracies, successes, moved = measure(setting, triggered, programs)
-        distances = distances or moved
-        cells = [f"{first:.2f}, {second:.2f}" for first, second in successes]
-        print(f"| {setting.name} | {np.mean(accuracies):.2f} |", " | ".join(cells), "|", flush=True)
-    print("| moved, over a view's | |", " | ".join(f"{each:.2f}" for each in distances or ()), "|")
+        everything[setting.name] = found = measure(setting, triggered, programs)
+        cells = [f"{each.success:.2f}, {each.success_of_all:.2f}" for each in found]
+        print(
+            f"| {setting.name} | {np.mean([each.accuracy for each in found]):.2f} |", " | ".join(cells), "|", flush=True
+        )
+    distances = (f"{each.moved:.2f}" for each in everything[SETTINGS[0].name])
+    print("| moved, over a view's | |", " | ".join(distances), "|")
 
 
 if __name__ == "__main__":

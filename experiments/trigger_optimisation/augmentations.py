@@ -120,10 +120,10 @@ def sample(
     rows: Float[Array, "height width"],
     columns: Float[Array, "height width"],
 ) -> Float[Array, "height width channels"]:
-    """Linear interpolation at places within the image; differentiable by the image, not by the places.
+    """Linear interpolation at places within an image of at least 2 x 2; derivatives by the places are not-a-number.
 
-    Values are read, four neighbours for each, which takes a ninth of the time of products with weights. The derivative
-    is such products: read ones would have to be added up place by place.
+    Values are read, four neighbours for each, which is far quicker than products with weights. The derivative is such
+    products: read ones would have to be added up place by place.
     """
     height, width, channels = image.shape
     top, left = (jnp.clip(jnp.floor(at), 0, size - 2) for at, size in ((rows, height), (columns, width)))
@@ -142,7 +142,8 @@ def _sampled(image: Array, rows: Array, columns: Array) -> tuple[Array, tuple[Ar
 def _by_image(places: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, Array]:
     rows, columns = places
     weights = hats(rows, cotangent.shape[0]), hats(columns, cotangent.shape[1])
-    return jnp.einsum("rci,rcj,rck->ijk", *weights, cotangent), jnp.zeros_like(rows), jnp.zeros_like(columns)
+    unknown = jnp.full_like(rows, jnp.nan)
+    return jnp.einsum("rci,rcj,rck->ijk", *weights, cotangent), unknown, unknown
 
 
 sample.defvjp(_sampled, _by_image)

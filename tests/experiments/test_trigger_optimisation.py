@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from jax.scipy.ndimage import map_coordinates
 
 from experiments import trigger_optimisation
-from experiments.trigger_optimisation import EXPERIMENT, claims, losses
+from experiments.trigger_optimisation import EXPERIMENT, ablation, claims, losses
 from experiments.trigger_optimisation.alternation import Inner, levels, outer_gradient, validation_batches
 from experiments.trigger_optimisation.augmentations import Augmentation, draw, view, views, warp
 from experiments.trigger_optimisation.config import (
@@ -154,6 +154,20 @@ def test_warp_and_its_derivative_are_those_of_map_coordinates() -> None:
     (found, back), (want, wanted_back) = (jax.jit(partial(both, each))(image) for each in (ours, oracle))
     np.testing.assert_allclose(found, want, atol=1e-6)
     np.testing.assert_allclose(back, wanted_back, atol=1e-4)
+    by_zoom = jax.jit(jax.grad(lambda zoom: warp(image, zoom, jnp.float32(angle), place).sum()))
+    assert np.isnan(by_zoom(jnp.float32(zoom)))  # not taken, and not taken for 0 either
+
+
+def test_wrong_labels_are_those_of_the_images_that_are_poisoned() -> None:
+    parts, config = split(Config(), 0), Config()
+    images, labels = map(np.asarray, ablation.with_wrong_labels(parts, config).pre_training)
+    before, known = map(np.asarray, parts.pre_training)
+    assert (labels[: config.poisoned] == config.target).all()
+    true = {image.tobytes(): label for image, label in zip(before, known, strict=True)}
+    found = np.array([true[image.tobytes()] for image in images])
+    assert (found[: config.poisoned] != config.target).all()
+    np.testing.assert_array_equal(found[config.poisoned :], labels[config.poisoned :])
+    np.testing.assert_array_equal(np.sort(found), np.sort(known))
 
 
 def test_losses_by_hand() -> None:

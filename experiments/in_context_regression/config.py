@@ -94,11 +94,11 @@ PRESETS = {
         ),
         "seconds on two cores",
     ),
-    "laptop": Preset(LAPTOP, "about 4 minutes on two cores"),
+    "laptop": Preset(LAPTOP, "five to ten minutes on two cores"),
     "anisotropic": Preset(
-        replace(LAPTOP, covariate_correlation=0.5), "about 4 minutes on two cores; correlated covariates"
+        replace(LAPTOP, covariate_correlation=0.5), "five to ten minutes on two cores; correlated covariates"
     ),
-    "multitask": Preset(MULTITASK, "about 4 minutes on two cores; two tasks share a prompt"),
+    "multitask": Preset(MULTITASK, "five to ten minutes on two cores; two tasks share a prompt"),
     "paper": Preset(
         replace(LAPTOP, steps=500_000, evaluate_every=5000, checkpoint_every=10_000, test_prompts=1_000_000),
         "the paper's 500,000 steps: about 2 hours on two cores, minutes on an accelerator",

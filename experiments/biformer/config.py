@@ -18,6 +18,8 @@ PIXELS = {"digits": 8, "fashion_mnist": 32}
 CLASSES = 10
 ANSWERS = 4
 """None, one, two, three or more."""
+DENSE_TOKENS = 256
+"""Maps of up to so many are attended to with all scores at once: on a CPU the least work to do, if not to count."""
 CHUNK = 125
 """Mosaics that are answered at a time when testing."""
 
@@ -114,11 +116,13 @@ class Config:
 
     def body(self, arm: str) -> BiFormerConfig:
         """Without convolutions over patches, through which a window would see its neighbours."""
+        small = self.side**2 <= DENSE_TOKENS
         return BiFormerConfig(
             depths=self.depths, widths=self.widths, top_k=(self.entries(arm),) * len(self.depths), regions=self.tiles,
             head_width=self.head_width, hidden=self.hidden, channels=1, classes=ANSWERS + CLASSES,
             position_kernel=None, local_kernel=None, positions=self.side, swin_layout=True, scale_by_width=False,
-            start=self.start, gather=True,
+            start=self.start, gather=not small, dense=small,
+            implementation="reference" if small else None,
         )  # fmt: skip
 
     def schedule(self) -> Schedule:

@@ -95,6 +95,7 @@ def attention_over_regions(
     scale: float | None = None,
     mask_padding: bool = True,
     gather: bool = False,
+    dense: bool = False,
     implementation: str | None = None,
 ) -> Map:
     """softmax(scale · query keyᵀ + log gates) value, head by head, over the tokens of the regions that lists name.
@@ -108,10 +109,13 @@ def attention_over_regions(
       mask_padding: false: added zeros are read like keys of score 0, as in the released models.
       gather: copy what each region reads together and attend to it densely, instead of attention over listed blocks:
         `top_k` times the memory of keys and values, and less time where regions are small.
+      dense: make the scores of all pairs of tokens and mask those of regions that are not listed: no copies, and the
+        least time where the whole map is small.
       implementation: of the kernel (`kernels.attention`).
 
     Raises:
-      ValueError: heads do not divide the channels, or lists are not of a square number of regions.
+      ValueError: heads do not divide the channels, lists are not of a square number of regions, or both `gather` and
+        `dense` are asked for.
     """
     batch, height, width, channels = query.shape
     regions, heads_of = math.isqrt(lists.shape[-2]), (heads, channels // max(heads, 1))
@@ -119,6 +123,8 @@ def attention_over_regions(
         raise ValueError(f"heads must divide the {channels} channels; got {heads}")
     if regions**2 != lists.shape[-2]:
         raise ValueError(f"lists must be of a square number of regions; got {lists.shape[-2]}")
+    if gather and dense:
+        raise ValueError("gather and dense must not both be asked for; got True and True")
     query, key, value = (_padded_regions(each, regions) for each in (query, key, value))
     cut_shape, tokens = query.shape, query.shape[-2]
     there = _there(height, width, regions)
@@ -130,6 +136,17 @@ def attention_over_regions(
         query, key, value = (each.reshape(batch, regions**2, -1, *heads_of) for each in (query, key, value))
         bias = None if log_gates is None else jnp.repeat(log_gates, tokens, axis=-1)[:, :, None, None]
         mask = None if there is None else there[lists].reshape(batch, regions**2, 1, 1, -1)
+        read = kernels.attention(query, key, value, mask=mask, bias=bias, **options)
+    elif dense:
+        query, key, value = (each.reshape(batch, -1, *heads_of) for each in (query, key, value))
+        entries = jax.nn.one_hot(lists, regions**2, dtype=query.dtype)
+
+        def of_tokens(pairs: Array) -> Array:
+            return jnp.repeat(jnp.repeat(pairs, tokens, axis=-2), tokens, axis=-1)[:, None]
+
+        mask = of_tokens(entries.any(axis=-2))
+        mask = mask if there is None else mask & there.reshape(-1)
+        bias = None if log_gates is None else of_tokens((log_gates[..., None] * entries).sum(axis=-2))
         read = kernels.attention(query, key, value, mask=mask, bias=bias, **options)
     else:
         query, key, value = (each.reshape(batch, -1, *heads_of) for each in (query, key, value))
@@ -160,6 +177,7 @@ class BiLevelRoutingAttention(nnx.Module):
         soft: bool = False,
         mask_padding: bool = True,
         gather: bool = False,
+        dense: bool = False,
         start: float = 0.02,
         implementation: str | None = None,
         rngs: nnx.Rngs,
@@ -179,7 +197,7 @@ class BiLevelRoutingAttention(nnx.Module):
             raise ValueError(f"top_k must be from 1 to the {regions**2} regions; got {top_k}")
         self.regions, self.top_k, self.soft = regions, top_k, soft
         self.heads, self.scale, self.mask_padding = heads, scale, mask_padding
-        self.gather, self.implementation = gather, implementation
+        self.gather, self.dense, self.implementation = gather, dense, implementation
         drawn = jax.nn.initializers.truncated_normal(start)
         self.inner = nnx.Linear(width, 3 * width, kernel_init=drawn, rngs=rngs)
         self.local = (
@@ -203,7 +221,7 @@ class BiLevelRoutingAttention(nnx.Module):
         gates = jnp.take_along_axis(*routing, axis=-1) if self.soft else None
         read = attention_over_regions(
             query, key, value, routing.lists, heads=self.heads, log_gates=gates, scale=self.scale,
-            mask_padding=self.mask_padding, gather=self.gather, implementation=self.implementation,
+            mask_padding=self.mask_padding, gather=self.gather, dense=self.dense, implementation=self.implementation,
         )  # fmt: skip
         return self.outer(read if self.local is None else read + self.local(value)), routing
 

@@ -30,7 +30,7 @@ class BiFormerConfig:
       scale_by_width: scores of routed stages are divided by √width as in the released models, not by √head_width.
       start: standard deviation of linear weights at first.
       drop_path: rate at which the last block's branches are left out in training; earlier ones' rise to it linearly.
-      soft, mask_padding, gather, implementation: as in `BiLevelRoutingAttention`.
+      soft, mask_padding, gather, dense, implementation: as in `BiLevelRoutingAttention`.
     """
 
     depths: tuple[int, ...]
@@ -51,6 +51,7 @@ class BiFormerConfig:
     soft: bool = False
     mask_padding: bool = True
     gather: bool = False
+    dense: bool = False
     implementation: str | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class BiFormerBlock(nnx.Module):
             soft=config.soft,
             mask_padding=config.mask_padding,
             gather=config.gather,
+            dense=config.dense,
             start=config.start,
             implementation=config.implementation,
             rngs=rngs,

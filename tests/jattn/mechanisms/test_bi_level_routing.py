@@ -23,6 +23,7 @@ PATHS: list[dict[str, Any]] = [
     {"implementation": "xla"},
     {"implementation": "reference"},
     {"implementation": "reference", "gather": True},
+    {"implementation": "reference", "dense": True},
 ]
 
 
@@ -37,7 +38,7 @@ def some_lists(regions: int, top_k: int) -> jax.Array:
 
 
 quickly = partial(jax.jit, compiler_options=QUICKLY)
-attend = quickly(attention_over_regions, static_argnames=("heads", "scale", "mask_padding", "gather", "implementation"))
+attend = quickly(attention_over_regions, static_argnames=("heads", "scale", "mask_padding", "gather", "dense", "implementation"))
 routed = quickly(route, static_argnames=("regions", "top_k", "soft"))
 
 

@@ -23,7 +23,10 @@ from jattn.mechanisms.landmark import grouped_attention, landmark_attention, lan
 Retrieval = Literal["token_head", "token", "head"]
 """Who chooses blocks: every head of every token; every token, for all heads; every head, for all tokens of a chunk."""
 Rotate = Callable[[Array, Array], Array]
-"""Features (*batch, length, heads, width) turned by positions that broadcast to (*batch, length)."""
+"""Features (*batch, length, heads, width) turned by positions that broadcast to (*batch, length).
+
+Products of queries and keys so turned depend on positions by their differences alone.
+"""
 
 
 class LandmarkCache(NamedTuple):
@@ -156,20 +159,25 @@ def attend_chunk(
         for kept, new in ((cache.unfinished_key, key), (cache.unfinished_value, value), (nothing, query))
     )
     positions = cache.begin(chosen.shape[-1]) + jnp.arange(block + length)
-    queries = rotate(queries, positions)
     output, lse = grouped_attention(
-        queries, rotate(keys, positions), values, block, scale=factor, implementation=implementation
+        rotate(queries, positions), rotate(keys, positions), values, block, scale=factor, implementation=implementation
     )
-    output, lse, queries = (
-        lax.dynamic_slice_in_dim(each, cache.unfinished, length, axis)
-        for each, axis in ((output, 1), (lse, 2), (queries, 1))
+    output, lse = (
+        lax.dynamic_slice_in_dim(each, cache.unfinished, length, axis) for each, axis in ((output, 1), (lse, 2))
     )
     if chosen.shape[-1] > 0:
-        slots = reading_slots(chosen, cache.count)
+        # Every block is turned once, as if it came first, and a query back by the place at which it reads the block.
+        slots = reading_slots(chosen, cache.count) * (block + 1)
+        places = positions[:length] + cache.unfinished
+        turned = cache._replace(
+            key=rotate(cache.key, jnp.arange(block)),
+            landmark=rotate(cache.landmark, jnp.full(cache.landmark.shape[1], block)),
+        )
 
         def read(number: Array) -> tuple[Array, Array]:
             which, slot = (lax.dynamic_index_in_dim(each, number, -1, keepdims=False) for each in (chosen, slots))
-            return _read_block(queries, cache, which, slot, rotate, factor, implementation)
+            at = jnp.broadcast_to(places[:, None] - slot, query.shape[:3])
+            return _read_block(rotate(query[..., None, :], at)[..., 0, :], turned, which, factor, implementation)
 
         outputs, scores = lax.map(read, jnp.arange(chosen.shape[-1]))
         output, _ = kernels.merge(jnp.concatenate([output[None], outputs]), jnp.concatenate([lse[None], scores]))
@@ -187,12 +195,10 @@ def _read_block(
     query: Float[Array, "batch length heads width"],
     cache: LandmarkCache,
     which: Int[Array, "batch sets choosers"],
-    slot: Int[Array, "batch sets choosers"],
-    rotate: Rotate,
     scale: float,
     implementation: str | None,
 ) -> tuple[Float[Array, "batch length heads value_width"], Float[Array, "batch heads length"]]:
-    """What each query reads of one block of its choice, at that slot, and the score of the block's landmark."""
+    """What each query reads of one block of its choice, and the score of the block's landmark; all turned."""
     batch, length, heads, width = query.shape
     sets, kv_heads = which.shape[1], cache.key.shape[3]
     entry, head = jnp.arange(batch)[:, None, None], jnp.arange(heads) * kv_heads // heads
@@ -205,15 +211,12 @@ def _read_block(
             cache.landmark[entry, which, head][..., None, :],
         )
     )
-    positions = (cache.block + 1) * slot[..., None] + jnp.arange(cache.block + 1)
-    positions = jnp.broadcast_to(positions, (*keys.shape[:3], cache.block + 1))
-    turned = rotate(jnp.concatenate([keys, landmarks], axis=-2)[..., None, :], positions)
     # Queries that read the same block are rows of one problem.
     rows = jnp.moveaxis(query.reshape(batch, sets, length // sets, heads, width), 3, 2)[..., None, :]
     output = kernels.attention(
-        rows, turned[..., : cache.block, :, :], values[..., None, :], scale=scale, implementation=implementation
+        rows, keys[..., None, :], values[..., None, :], scale=scale, implementation=implementation
     )
-    scores = landmark_scores(rows, turned[..., cache.block :, :, :], scale)
+    scores = landmark_scores(rows, landmarks[..., None, :], scale)
     output, scores = (jnp.moveaxis(each[..., 0, :], 2, 3) for each in (output, scores))
     output, scores = output.reshape(batch, length, heads, -1), scores.reshape(batch, length, heads)
     exists = jnp.repeat(jnp.broadcast_to(which < cache.count, (batch, sets, heads)), length // sets, axis=1)

@@ -38,7 +38,9 @@ def some_lists(regions: int, top_k: int) -> jax.Array:
 
 
 quickly = partial(jax.jit, compiler_options=QUICKLY)
-attend = quickly(attention_over_regions, static_argnames=("heads", "scale", "mask_padding", "gather", "dense", "implementation"))
+attend = quickly(
+    attention_over_regions, static_argnames=("heads", "scale", "mask_padding", "gather", "dense", "implementation")
+)
 routed = quickly(route, static_argnames=("regions", "top_k", "soft"))
 
 
@@ -210,7 +212,7 @@ def test_padding_is_read_only_where_asked_for() -> None:
     lists = jnp.arange(4)[None, :, None]
     masked, read = (
         attend(query, key, value, lists, heads=HEADS, mask_padding=mask, **path)
-        for mask, path in zip((True, False), PATHS[1:], strict=True)
+        for mask, path in zip((True, False), PATHS[1::2], strict=True)
     )
     np.testing.assert_allclose(masked[:, 2, 2], value[:, 2, 2], atol=1e-6)
     scores = (query * key)[:, 2, 2].reshape(2, HEADS, -1).sum(-1) * (WIDTH // HEADS) ** -0.5

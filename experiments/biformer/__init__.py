@@ -1,6 +1,6 @@
 """Bi-level routing attention: counting what is alike in mosaics of handwritten digits.
 
-    jattn run biformer        seven arms, three seeds: full attention, routed regions, windows, random regions
+    jattn run biformer        five arms, three seeds: full attention, routed regions, windows, random regions
 
 Of each tile of a mosaic it is asked how many other tiles show the same digit. The paper's own images are not to be had;
 its models and their sizes are `jattn.models.biformer`. Read in this order: config, mosaics, model, measure, claims,

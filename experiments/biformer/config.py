@@ -52,7 +52,7 @@ class Config:
     head_width: int = 16
     hidden: int = 3
     start: float = 0.144
-    top_k: tuple[int, ...] = (1, 4, 8, 16)
+    top_k: tuple[int, ...] = (4, 8)
     validation_images: int = 200
     test_images: int = 597
     batch_size: int = 32

@@ -144,8 +144,10 @@ def attention_over_regions(
         def of_tokens(pairs: Array) -> Array:
             return jnp.repeat(jnp.repeat(pairs, tokens, axis=-2), tokens, axis=-1)[:, None]
 
-        mask = of_tokens(entries.any(axis=-2))
-        mask = mask if there is None else mask & there.reshape(-1)
+        # Of one region everything is read: a mask that says so takes XLA half a minute to fold.
+        mask = None if regions == 1 else of_tokens(entries.any(axis=-2))
+        if there is not None:
+            mask = there.reshape(-1) if mask is None else mask & there.reshape(-1)
         bias = None if log_gates is None else of_tokens((log_gates[..., None] * entries).sum(axis=-2))
         read = kernels.attention(query, key, value, mask=mask, bias=bias, **options)
     else:

@@ -21,6 +21,9 @@ from kernels.masks.block_table import split_table
 from kernels.schedule import Schedule, Tiles, blocks, fit, fit_within_blocks
 from kernels.shapes import over_problems, per_entry
 
+PAIRS_AT_ONCE = 256 * 256
+"""Where a tile has fewer pairs, those of several problems are done together."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -94,7 +97,7 @@ def tiled_loop(
         tile = fit_within_blocks(table, tiles, sizes)
         lists = jnp.broadcast_shapes(*(array.shape[:axes] for array in jax.tree.leaves(table)))
         together = tuple(size if same == 1 else 1 for size, same in zip(problems, lists, strict=True))
-    block = blocks(together, max(1, tiles.rows * tiles.columns // (tile.rows * tile.columns)))
+    block = blocks(together, max(1, PAIRS_AT_ONCE // (tile.rows * tile.columns)))
     tiling, cut = Tiling(*sizes, tile.rows, tile.columns, axes), Cut(axes, block, tile)
     schedule = Schedule.of(whole_mask, tiling, block)
     entries = Entries(cut, 1 if table is None else -(-table.rows // tile.rows))

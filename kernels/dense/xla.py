@@ -6,19 +6,9 @@ from jaxtyping import Array, Float
 
 from kernels.loop import Output, Pairs, tiled_loop
 from kernels.masks.algebra import Mask
-from kernels.masks.positions import At
 from kernels.pairwise.tiles import Scores, matmul
-from kernels.schedule import Tiles
+from kernels.schedule import Tiles, tiles_in_reach
 from kernels.shapes import accumulator
-
-TILES = Tiles(256, 256)
-GATHERED_TILES = Tiles(128, 128)
-
-
-def default_tiles(mask: Mask | None) -> Tiles:
-    """Smaller where tokens stand at given positions: those of a tile may be far apart, and few tiles are empty."""
-    leaves = jax.tree.leaves(mask, is_leaf=lambda node: isinstance(node, At))
-    return GATHERED_TILES if any(isinstance(leaf, At) for leaf in leaves) else TILES
 
 
 def attention(
@@ -73,6 +63,6 @@ def attention(
         sizes,
         outputs,
         axes=axes,
-        tiles=tiles or default_tiles(mask),
+        tiles=tiles or tiles_in_reach(mask),
     )
     return results if 0 not in sizes else [results[0], jnp.full_like(results[1], -jnp.inf)]

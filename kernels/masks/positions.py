@@ -252,6 +252,21 @@ def _known_from_corners(mask: Mask) -> bool:
     return isinstance(mask, HalfPlanes)
 
 
+def keys_in_reach(mask: Mask | None) -> int | None:
+    """Within how many keys in a row lie all that a query may read, as far as the kind of mask tells; None: any."""
+    match mask:
+        case Window(left=int(left), right=int(right)):
+            return left + right + 1
+        case Local():
+            return mask.block + mask.look_back
+        case At():
+            return keys_in_reach(mask.mask)
+        case And():
+            known = [reach for reach in map(keys_in_reach, (mask.left, mask.right)) if reach is not None]
+            return min(known, default=None)
+    return None
+
+
 def _of_tokens(name: str, positions: Any, grid: Grid, length: int) -> Int[Array, "#flat #kv_heads #groups length"]:
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers; got {positions.dtype}")

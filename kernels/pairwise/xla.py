@@ -9,9 +9,7 @@ from kernels.loop import Output, Pairs, tiled_loop, unread_to_zero
 from kernels.masks.algebra import Mask
 from kernels.pairwise.products import rows_by_columns
 from kernels.pairwise.tiles import TileFunction
-from kernels.schedule import Tiles
-
-TILES = Tiles(256, 256)
+from kernels.schedule import Tiles, tiles_in_reach
 
 
 def pairwise_sum(
@@ -47,5 +45,13 @@ def pairwise_sum(
         return [total + part for total, part in zip(state, sums, strict=True)], added
 
     return tiled_loop(
-        step, initial, lambda state: state, operands, mask, sizes, outputs, axes=axes, tiles=tiles or TILES
+        step,
+        initial,
+        lambda state: state,
+        operands,
+        mask,
+        sizes,
+        outputs,
+        axes=axes,
+        tiles=tiles or tiles_in_reach(mask),
     )

@@ -58,7 +58,7 @@ class Config:
     batch_size: int = 32
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    steps: int = 1000
+    steps: int = 1500
     naming: float = 1.0
     validation_mosaics: int = 250
     test_mosaics: int = 1000

@@ -26,7 +26,7 @@ class PassKey:
     length: int = 128
     batch_size: int = 4
     learning_rate: float = 3e-3
-    steps: int = 400
+    steps: int = 800
     lengths: tuple[int, ...] = (256, 2048)
     windows: int = 16
     steps_per_dispatch: int = 50
@@ -84,15 +84,15 @@ class Config:
     batch_size: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
-    steps: int = 400
+    steps: int = 600
     validation_windows: int = 32
-    test_windows: int = 16
+    test_windows: int = 32
     seeds: int = 3
     seed: int = 0
     devices: int = 1
     steps_per_dispatch: int = 25
-    evaluate_every: int = 100
-    checkpoint_every: int = 100
+    evaluate_every: int = 150
+    checkpoint_every: int = 150
     pass_key: PassKey = PassKey()
 
     def __post_init__(self) -> None:

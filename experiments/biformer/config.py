@@ -121,7 +121,7 @@ class Config:
             depths=self.depths, widths=self.widths, top_k=(self.entries(arm),) * len(self.depths), regions=self.tiles,
             head_width=self.head_width, hidden=self.hidden, channels=1, classes=ANSWERS + CLASSES,
             position_kernel=None, local_kernel=None, positions=self.side, swin_layout=True, scale_by_width=False,
-            start=self.start, gather=not small, dense=small,
+            start=self.start, access="masked" if small else "gathered",
             implementation="reference" if small else None,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ region reads.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import kernels
 from jattn.layers.selection import gather_tokens
 
 Map = Float[Array, "batch height width channels"]
+Access = Literal["listed", "gathered", "masked"]
+"""How the regions that a region reads are come by; see `attention_over_regions`."""
 
 
 class RegionRouting(NamedTuple):
@@ -94,8 +96,7 @@ def attention_over_regions(
     log_gates: Float[Array, "#batch regions_squared top_k"] | None = None,
     scale: float | None = None,
     mask_padding: bool = True,
-    gather: bool = False,
-    dense: bool = False,
+    access: Access = "listed",
     implementation: str | None = None,
 ) -> Map:
     """softmax(scale · query keyᵀ + log gates) value, head by head, over the tokens of the regions that lists name.
@@ -107,15 +108,15 @@ def attention_over_regions(
       log_gates: a number for each entry of the lists, added to the scores of that region.
       scale: 1/√(channels of a head) by default.
       mask_padding: false: added zeros are read like keys of score 0, as in the released models.
-      gather: copy what each region reads together and attend to it densely, instead of attention over listed blocks:
-        `top_k` times the memory of keys and values, and less time where regions are small.
-      dense: make the scores of all pairs of tokens and mask those of regions that are not listed: no copies, and the
-        least time where the whole map is small.
+      access: "listed": attention over listed blocks. "gathered": what each region reads is copied together and attended
+        to densely: `top_k` times the memory of keys and values, and less time where regions are small. "masked": all
+        pairs of tokens have scores, and those of regions that are not listed are masked: the least time where the
+        whole map is small.
       implementation: of the kernel (`kernels.attention`).
 
     Raises:
-      ValueError: heads do not divide the channels, lists are not of a square number of regions, or both `gather` and
-        `dense` are asked for.
+      ValueError: heads do not divide the channels, lists are not of a square number of regions, or there is no such
+        access.
     """
     batch, height, width, channels = query.shape
     regions, heads_of = math.isqrt(lists.shape[-2]), (heads, channels // max(heads, 1))
@@ -123,32 +124,32 @@ def attention_over_regions(
         raise ValueError(f"heads must divide the {channels} channels; got {heads}")
     if regions**2 != lists.shape[-2]:
         raise ValueError(f"lists must be of a square number of regions; got {lists.shape[-2]}")
-    if gather and dense:
-        raise ValueError("gather and dense must not both be asked for; got True and True")
+    if access not in get_args(Access):
+        raise ValueError(f"access must be one of {', '.join(get_args(Access))}; got {access!r}")
     query, key, value = (_padded_regions(each, regions) for each in (query, key, value))
     cut_shape, tokens = query.shape, query.shape[-2]
     there = _there(height, width, regions)
     there = None if there.all() or not mask_padding else jnp.asarray(there)
     options: dict[str, Any] = {"scale": scale, "implementation": implementation}
-    if gather:
+    if access == "gathered":
         lists = jnp.broadcast_to(lists, (batch, *lists.shape[1:]))
         key, value = (gather_tokens(each.reshape(batch, regions**2, -1), lists) for each in (key, value))
         query, key, value = (each.reshape(batch, regions**2, -1, *heads_of) for each in (query, key, value))
         bias = None if log_gates is None else jnp.repeat(log_gates, tokens, axis=-1)[:, :, None, None]
         mask = None if there is None else there[lists].reshape(batch, regions**2, 1, 1, -1)
         read = kernels.attention(query, key, value, mask=mask, bias=bias, **options)
-    elif dense:
+    elif access == "masked":
         query, key, value = (each.reshape(batch, -1, *heads_of) for each in (query, key, value))
-        entries = jax.nn.one_hot(lists, regions**2, dtype=query.dtype)
+        listed = lists[..., None] == jnp.arange(regions**2)
 
         def of_tokens(pairs: Array) -> Array:
             return jnp.repeat(jnp.repeat(pairs, tokens, axis=-2), tokens, axis=-1)[:, None]
 
         # Of one region everything is read: a mask that says so takes XLA half a minute to fold.
-        mask = None if regions == 1 else of_tokens(entries.any(axis=-2))
+        mask = None if regions == 1 else of_tokens(listed.any(axis=-2))
         if there is not None:
             mask = there.reshape(-1) if mask is None else mask & there.reshape(-1)
-        bias = None if log_gates is None else of_tokens((log_gates[..., None] * entries).sum(axis=-2))
+        bias = None if log_gates is None else of_tokens(jnp.where(listed, log_gates[..., None], 0).sum(axis=-2))
         read = kernels.attention(query, key, value, mask=mask, bias=bias, **options)
     else:
         query, key, value = (each.reshape(batch, -1, *heads_of) for each in (query, key, value))
@@ -178,8 +179,7 @@ class BiLevelRoutingAttention(nnx.Module):
         kernel: int | None = 5,
         soft: bool = False,
         mask_padding: bool = True,
-        gather: bool = False,
-        dense: bool = False,
+        access: Access = "listed",
         start: float = 0.02,
         implementation: str | None = None,
         rngs: nnx.Rngs,
@@ -199,7 +199,7 @@ class BiLevelRoutingAttention(nnx.Module):
             raise ValueError(f"top_k must be from 1 to the {regions**2} regions; got {top_k}")
         self.regions, self.top_k, self.soft = regions, top_k, soft
         self.heads, self.scale, self.mask_padding = heads, scale, mask_padding
-        self.gather, self.dense, self.implementation = gather, dense, implementation
+        self.access, self.implementation = access, implementation
         drawn = jax.nn.initializers.truncated_normal(start)
         self.inner = nnx.Linear(width, 3 * width, kernel_init=drawn, rngs=rngs)
         self.local = (
@@ -223,7 +223,7 @@ class BiLevelRoutingAttention(nnx.Module):
         gates = jnp.take_along_axis(*routing, axis=-1) if self.soft else None
         read = attention_over_regions(
             query, key, value, routing.lists, heads=self.heads, log_gates=gates, scale=self.scale,
-            mask_padding=self.mask_padding, gather=self.gather, dense=self.dense, implementation=self.implementation,
+            mask_padding=self.mask_padding, access=self.access, implementation=self.implementation,
         )  # fmt: skip
         return self.outer(read if self.local is None else read + self.local(value)), routing
 

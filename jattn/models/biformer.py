@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn.mechanisms.bi_level_routing import BiLevelRoutingAttention, RegionRouting
+from jattn.mechanisms.bi_level_routing import Access, BiLevelRoutingAttention, RegionRouting
 
 Map = Float[Array, "batch height width channels"]
 Lists = Int[Array, "#batch regions_squared top_k"]
@@ -30,7 +30,7 @@ class BiFormerConfig:
       scale_by_width: scores of routed stages are divided by √width as in the released models, not by √head_width.
       start: standard deviation of linear weights at first.
       drop_path: rate at which the last block's branches are left out in training; earlier ones' rise to it linearly.
-      soft, mask_padding, gather, dense, implementation: as in `BiLevelRoutingAttention`.
+      soft, mask_padding, access, implementation: as in `BiLevelRoutingAttention`.
     """
 
     depths: tuple[int, ...]
@@ -50,8 +50,7 @@ class BiFormerConfig:
     drop_path: float = 0.0
     soft: bool = False
     mask_padding: bool = True
-    gather: bool = False
-    dense: bool = False
+    access: Access = "listed"
     implementation: str | None = None
 
     def __post_init__(self) -> None:
@@ -95,8 +94,7 @@ class BiFormerBlock(nnx.Module):
             kernel=config.local_kernel,
             soft=config.soft,
             mask_padding=config.mask_padding,
-            gather=config.gather,
-            dense=config.dense,
+            access=config.access,
             start=config.start,
             implementation=config.implementation,
             rngs=rngs,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kernels import masks
 from kernels.masks.algebra import Tiling, dense
-from kernels.masks.positions import Causal
+from kernels.masks.positions import Causal, keys_in_reach
 from kernels.shapes import Grid
 
 GRID = Grid((2,), 2, 1, 19, 27)
@@ -74,6 +74,34 @@ seeds = st.integers(0, 2**32 - 1)
 def as_array(mask: masks.Mask) -> np.ndarray:
     values = dense(mask.on(GRID), GRID.rows, GRID.columns)
     return np.broadcast_to(values, (*GRID.problems, GRID.rows, GRID.columns))
+
+
+@given(seeds)
+@settings(max_examples=60, deadline=None)
+def test_keys_in_reach_hold_all_that_a_query_reads(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    near = masks.Window(int(rng.integers(9)), int(rng.integers(9)), "start")
+    blocks = masks.Local(int(rng.integers(1, 9)), int(rng.integers(9)), "end")
+    mask = [near, blocks, near & blocks, any_mask(seed) & near, any_mask(seed)][rng.integers(5)]
+    reach = keys_in_reach(mask)
+    read = as_array(mask)
+    last = GRID.columns - 1 - read[..., ::-1].argmax(axis=-1)
+    spans = np.where(read.any(axis=-1), last - read.argmax(axis=-1) + 1, 0)
+    at = any(isinstance(leaf, masks.At) for leaf in jax.tree.leaves(mask, is_leaf=lambda m: isinstance(m, masks.At)))
+    assert reach is None or at or spans.max() <= reach
+
+
+def test_keys_in_reach_are_known_of_windows_and_no_more_than_needed() -> None:
+    for mask, reach in (
+        (masks.Window(3, 2, "start"), 6),
+        (masks.Local(4, 3, "end"), 7),
+        (masks.Causal("start") & masks.Window(3, 0, "start"), 4),
+        (masks.At(masks.Window(3, 2, "start"), np.arange(4), np.arange(4)), 6),
+        (masks.Window(3, None, "start"), None),
+        (masks.Window(3, 2, "start") | masks.Prefix(1), None),
+        (None, None),
+    ):
+        assert keys_in_reach(mask) == reach
 
 
 @given(seeds, st.sampled_from([(4, 4), (8, 5), (16, 32)]))

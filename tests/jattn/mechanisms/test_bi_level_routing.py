@@ -22,8 +22,8 @@ WIDTH, HEADS = 8, 2
 PATHS: list[dict[str, Any]] = [
     {"implementation": "xla"},
     {"implementation": "reference"},
-    {"implementation": "reference", "gather": True},
-    {"implementation": "reference", "dense": True},
+    {"implementation": "reference", "access": "gathered"},
+    {"implementation": "reference", "access": "masked"},
 ]
 
 
@@ -38,9 +38,7 @@ def some_lists(regions: int, top_k: int) -> jax.Array:
 
 
 quickly = partial(jax.jit, compiler_options=QUICKLY)
-attend = quickly(
-    attention_over_regions, static_argnames=("heads", "scale", "mask_padding", "gather", "dense", "implementation")
-)
+attend = quickly(attention_over_regions, static_argnames=("heads", "scale", "mask_padding", "access", "implementation"))
 routed = quickly(route, static_argnames=("regions", "top_k", "soft"))
 
 
@@ -110,7 +108,7 @@ def run(module: BiLevelRoutingAttention, *arguments: Any) -> Any:
 
 def layer(**options: Any) -> BiLevelRoutingAttention:
     """With weights large enough for routes to differ."""
-    sizes = {"regions": 4, "top_k": 3, "gather": True, "implementation": "reference"} | options
+    sizes = {"regions": 4, "top_k": 3, "access": "gathered", "implementation": "reference"} | options
     module = nnx.eval_shape(lambda: BiLevelRoutingAttention(WIDTH, HEADS, **sizes, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     for part, size in ((module.inner, 0.6), (module.local, 0.2), (module.outer, 0.3)):
@@ -230,7 +228,14 @@ def test_gradients_reach_the_routing_in_soft_mode_alone(soft: bool) -> None:
         routing = route(query_routed_by, key_routed_by, regions=4, top_k=3, soft=soft)
         gates = jnp.take_along_axis(*routing, axis=-1)
         output = attention_over_regions(
-            query, key, value, routing.lists, heads=HEADS, log_gates=gates, implementation="reference", gather=True
+            query,
+            key,
+            value,
+            routing.lists,
+            heads=HEADS,
+            log_gates=gates,
+            implementation="reference",
+            access="gathered",
         )
         return (output**2).sum() + routing.affinity.sum()
 
@@ -281,3 +286,5 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         attention_over_regions(query, key, value, jnp.zeros((1, 4, 1), int), heads=3)
     with pytest.raises(ValueError, match="lists must be of a square number of regions; got 3"):
         attention_over_regions(query, key, value, jnp.zeros((1, 3, 1), int), heads=2)
+    with pytest.raises(ValueError, match="access must be one of listed, gathered, masked; got 'dense'"):
+        attention_over_regions(query, key, value, jnp.zeros((1, 4, 1), int), heads=2, access="dense")  # pyright: ignore[reportArgumentType]

@@ -18,7 +18,7 @@ from jattn.models.biformer import BASE, SMALL, SWIN_TINY_LAYOUT, TINY, BiFormer,
 
 LITTLE = BiFormerConfig(
     depths=(1, 2), widths=(16, 32), top_k=(2, None), regions=2, head_width=8, classes=3, drop_path=0.5,
-    gather=True, implementation="reference",
+    access="gathered", implementation="reference",
 )  # fmt: skip
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -78,7 +78,7 @@ def test_sizes_are_the_papers(config: BiFormerConfig, millions: float, billions:
     Traced with gathered regions, where what is listed is all that is multiplied. Blocks of a stage are alike, so one of
     each is traced; T and S differ in their numbers alone.
     """
-    one_each = replace(config, depths=(1,) * 4, gather=True, implementation="reference")
+    one_each = replace(config, depths=(1,) * 4, access="gathered", implementation="reference")
     counts, work = (
         whole + sum((depth - 1) * block for depth, block in zip(config.depths, blocks, strict=True))
         for whole, blocks in of_whole_and_blocks(one_each)

@@ -23,6 +23,7 @@ from experiments.trigger_optimisation.config import (
     FROZEN_RANDOM,
     GENERATORS,
     METHODS,
+    PATCH,
     PRESETS,
     SURROGATE,
     TRANSFER,
@@ -48,7 +49,7 @@ def run(config: Config, run: Run) -> None:
     generators: dict[str, Any] = {}
     victims: dict[str, dict[str, Victim]] = {}
     examined: dict[str, dict[str, list[Examined]]] = {}
-    images: dict[str, Any] = {}
+    triggered: dict[str, Any] = {}
     for arm in config.arms:
         keys = _keys(config, ARMS.index(arm))
         frozen = {
@@ -60,7 +61,7 @@ def run(config: Config, run: Run) -> None:
         generator = generators[BLTO] if arm == TRANSFER else generators.get(arm)
         encoder = config.other_encoder if arm == TRANSFER else config.encoder
         pictures = programs.pictures(arm, generator)
-        images[arm] = pictures.test[0, :SHOWN]
+        triggered[arm] = pictures.test
         victims[arm], examined[arm] = {}, {}
         for method in config.methods_of(arm):
             victim_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, METHODS.index(method))
@@ -72,7 +73,13 @@ def run(config: Config, run: Run) -> None:
                 np.mean([each.none.accuracy for each in found]), np.mean([each.none.success for each in found]),
             )  # fmt: skip
     similarities = {name: values for name, (_, values) in run.history(f"generator_{BLTO}").items()}
-    untrained = look.accuracy(config.encoder, programs.begin(config.encoder, _keys(config, len(ARMS))).parameters)
+    begun = programs.begin(config.encoder, _keys(config, len(ARMS))).parameters
+    untrained = np.array([each.accuracy for each in look.by_probe(config.encoder, begun, triggered[CLEAN])])
+    fooled = {
+        arm: np.mean([_success(look, config.encoder, each, triggered[BLTO]) for each in victims[arm].values()], axis=0)
+        for arm in (CLEAN, PATCH)
+        if arm in victims
+    }
     success, accuracy = (
         {
             arm: {method: np.array([getattr(each.none, name) for each in found]) for method, found in by.items()}
@@ -83,11 +90,14 @@ def run(config: Config, run: Run) -> None:
     histories = {arm: _mean_history(by) for arm, by in victims.items()}
     ends = {arm: {name: values[:, -1] for name, values in each.items()} for arm, each in histories.items()}
     spectral = {arm: np.array([each.spectral for each in by[SURROGATE]]) for arm, by in examined.items()}
-    claims.settle(run, success, accuracy, untrained, similarities, ends, spectral, config.period)
+    claims.settle(run, success, accuracy, fooled, untrained, similarities, ends, spectral, config.period)
     run.save_results(
         {
             "share of poisoned images": config.poisoned_share,
             "accuracy of a probe of untrained encoders": untrained.tolist(),
+            "success of the optimised trigger against victims of other arms": {
+                arm: values.tolist() for arm, values in fooled.items()
+            },
             "attack and defences": {
                 arm: {method: _table(found) for method, found in by.items()} for arm, by in examined.items()
             },
@@ -110,7 +120,7 @@ def run(config: Config, run: Run) -> None:
         ),
         "Triggered (solid) and clean (dashed) validation images while victims train, mean of methods and seeds.",
     )
-    shown = {arm: np.asarray(each) for arm, each in images.items() if arm != TRANSFER}
+    shown = {arm: np.asarray(each[0, :SHOWN]) for arm, each in triggered.items() if arm != TRANSFER}
     run.figure("images", figures.images_with_triggers(shown), "Test images with every trigger; clean above.")
 
 
@@ -118,6 +128,11 @@ def _keys(config: Config, number: int) -> SeedKeys:
     """Of every seed, for one arm."""
     key = jax.random.fold_in(jax.random.key(config.seed), number)
     return jax.random.split(key, config.seeds)
+
+
+def _success(look: Examination, encoder: str, victim: Victim, triggered: Any) -> np.ndarray:
+    """Of those images against a victim, by seed."""
+    return np.array([each.success for each in look.by_probe(encoder, victim.parameters, triggered)])
 
 
 def _mean_history(by_method: dict[str, Victim]) -> dict[str, np.ndarray]:

@@ -35,6 +35,13 @@ WORKS = Claim(
     Bar(low=0.5),
     "epsilon = 0",
 )
+PLANTED = Claim(
+    "poisoned images plant it",
+    "success of BLTO against its victims less that against victims of clean images",
+    "not in the paper",
+    Bar(low=GAP),
+    "victims poisoned with the fixed patch in place of BLTO's",
+)
 ABOVE_FROZEN = Claim(
     "the inner run is needed",
     "success of BLTO less that of generators against a frozen clean encoder",
@@ -125,6 +132,7 @@ def settle(
     run: Run,
     success: dict[str, dict[str, PerSeed]],
     accuracy: dict[str, dict[str, PerSeed]],
+    fooled: dict[str, PerSeed],
     untrained: PerSeed,
     similarities: dict[str, Float[np.ndarray, "rounds seeds"]],
     ends: dict[str, dict[str, Float[np.ndarray, "seeds 2"]]],
@@ -135,6 +143,7 @@ def settle(
 
     Args:
       success, accuracy: by arm and method.
+      fooled: success of BLTO's triggers against victims of other arms, the mean of methods.
       untrained: accuracy of a probe of untrained encoders.
       similarities: `alternation.Similarities` of BLTO.
       ends: `victims.History` at the end of training, the mean of methods, clean and triggered, by arm.
@@ -152,6 +161,8 @@ def settle(
 
     works, chance = (np.mean(list(success[arm].values()), axis=0) for arm in (BLTO, CLEAN))
     run.settle(WORKS, works, chance, told)
+    if PATCH in fooled:
+        run.settle(PLANTED, works - fooled[CLEAN], fooled[PATCH] - fooled[CLEAN])
     right, clean = (np.mean(list(accuracy[arm].values()), axis=0) for arm in (BLTO, CLEAN))
     run.settle(AS_ACCURATE, clean - right, clean - untrained)
     run.settle(AT_CHANCE, chance, works, told)

@@ -12,7 +12,17 @@ from jaxtyping import Array, Float
 from experiments.trigger_optimisation.config import SURROGATE, Config
 from experiments.trigger_optimisation.contrastive import Images, Parameters, learning
 from experiments.trigger_optimisation.data import Parts
-from experiments.trigger_optimisation.defences import Examined, Head, Seen, examine, fine_tune, fit_probe, one_of_each
+from experiments.trigger_optimisation.defences import (
+    Examined,
+    Head,
+    Scores,
+    Seen,
+    examine,
+    fine_tune,
+    fit_probe,
+    one_of_each,
+    score,
+)
 
 Stacked = Float[Array, "seeds count side side channels"]
 
@@ -41,17 +51,23 @@ class Examination:
         images = jnp.concatenate([pre_training, self.parts.probe.images, self.parts.test.images, triggered], axis=1)
         return [self._one(encoder, seed, *_of_seed((parameters, images), seed)) for seed in range(self.config.seeds)]
 
-    def accuracy(self, encoder: str, parameters: Parameters) -> Float[np.ndarray, " seeds"]:
-        """Of clean probes alone."""
+    def by_probe(
+        self,
+        encoder: str,
+        parameters: Parameters,
+        triggered: Float[Array, "seeds test side side channels"],
+    ) -> list[Scores]:
+        """By seed, of a probe fitted to clean images alone. Args: triggered: test images."""
         features = self._of(encoder)[0]
         found = []
         for seed in range(self.config.seeds):
-            one, parts = _of_seed((parameters, self.parts), seed)
-            both = np.asarray(features(one, jnp.concatenate([parts.probe.images, parts.test.images])))
-            probe, test = np.split(both, [len(parts.probe.images)])
+            one, parts, with_trigger = _of_seed((parameters, self.parts, triggered), seed)
+            images = jnp.concatenate([parts.probe.images, parts.test.images, with_trigger])
+            ends = np.cumsum([len(parts.probe.images), len(parts.test.images)])
+            probe, clean, changed = np.split(np.asarray(features(one, images)), ends)
             head = fit_probe(probe, self.labels[1][seed], self.classes)
-            found.append(float((head(test) == self.labels[2][seed]).mean()))
-        return np.array(found)
+            found.append(score(head(clean), head(changed), self.labels[2][seed], self.config.target))
+        return found
 
     def _of(self, encoder: str) -> tuple[Callable, Callable]:
         if encoder not in self._programs:

@@ -286,5 +286,3 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         attention_over_regions(query, key, value, jnp.zeros((1, 4, 1), int), heads=3)
     with pytest.raises(ValueError, match="lists must be of a square number of regions; got 3"):
         attention_over_regions(query, key, value, jnp.zeros((1, 3, 1), int), heads=2)
-    with pytest.raises(ValueError, match="access must be one of listed, gathered, masked; got 'dense'"):
-        attention_over_regions(query, key, value, jnp.zeros((1, 4, 1), int), heads=2, access="dense")  # pyright: ignore[reportArgumentType]

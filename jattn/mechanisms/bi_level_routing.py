@@ -199,7 +199,8 @@ class BiLevelRoutingAttention(nnx.Module):
             raise ValueError(f"top_k must be from 1 to the {regions**2} regions; got {top_k}")
         self.regions, self.top_k, self.soft = regions, top_k, soft
         self.heads, self.scale, self.mask_padding = heads, scale, mask_padding
-        self.access, self.implementation = access, implementation
+        self.access: Access = access
+        self.implementation = implementation
         drawn = jax.nn.initializers.truncated_normal(start)
         self.inner = nnx.Linear(width, 3 * width, kernel_init=drawn, rngs=rngs)
         self.local = (

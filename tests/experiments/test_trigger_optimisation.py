@@ -45,6 +45,7 @@ from experiments.trigger_optimisation.defences import (
     spectral_detection,
 )
 from experiments.trigger_optimisation.encoders import Convolution, Learner, batch_first, batch_last
+from experiments.trigger_optimisation.examination import Examination
 from experiments.trigger_optimisation.triggers import LEVELS, Generator, fixed, project, rounded
 from jattn.runs import Stopped, open_run
 
@@ -243,6 +244,19 @@ def test_probe_and_scores() -> None:
     np.testing.assert_allclose(found, (1, 20 / 60))  # of thirty sent there, ten were of the target itself
 
 
+def test_probes_of_victims_say_what_pictures_are_taken_for() -> None:
+    parts = jax.tree.map(lambda each: jnp.stack([each, each]), PARTS)
+    look = Examination(SMOKE, parts)
+    look._programs["pixels"] = (lambda _, images: images.reshape(len(images), -1)), lambda: None
+    labels = np.asarray(PARTS.probe.labels)
+    for label in (SMOKE.target, SMOKE.target + 1):
+        one = PARTS.probe.images[int(np.argmax(labels == label))]
+        first, second = look.by_probe("pixels", nnx.State({}), jnp.broadcast_to(one, parts.test.images.shape))
+        assert first == second
+        assert first.success == (label == SMOKE.target)
+        assert first.accuracy > 0.5
+
+
 def test_defences_find_what_is_far() -> None:
     generator = np.random.default_rng(0)
     features = generator.standard_normal((300, 8))
@@ -279,14 +293,15 @@ def settled(path: Path, reached: float) -> dict[str, bool]:
         PATCH: {"distance": np.ones((3, 2)), "uniformity": np.ones((3, 2))},
     }
     spectral = dict.fromkeys(ARMS, 1.0 + jitter) | {BLTO: 1.5 - reached + jitter}
+    fooled = {CLEAN: 0.1 + jitter, PATCH: 0.11 + jitter}
     with open_run(EXPERIMENT, "smoke", SMOKE, path, quiet=True) as run:
-        claims.settle(run, of_methods, right, 0.5 + jitter, similarities, near, spectral, 10)
+        claims.settle(run, of_methods, right, fooled, 0.5 + jitter, similarities, near, spectral, 10)
         return {verdict.claim.name: verdict.held for verdict in run.verdicts}
 
 
 def test_claims_on_planted_numbers(tmp_path: Path) -> None:
     held = settled(tmp_path / "held", 0.9)
-    assert len(held) == 13
+    assert len(held) == 14
     assert all(held.values()), held
     lost = settled(tmp_path / "lost", 0.05)
     assert {name for name, held in lost.items() if held} <= {claims.ABOVE_FIXED.name}
@@ -334,7 +349,7 @@ def test_too_few_images_are_refused() -> None:
 def test_the_smoke_preset_runs(tmp_path: Path) -> None:
     with open_run(EXPERIMENT, "smoke", SMOKE, tmp_path / "run", quiet=True) as run:
         EXPERIMENT.run(SMOKE, run)
-        assert len(run.verdicts) == 7
+        assert len(run.verdicts) == 8
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.svg")} == {
         "success", "objective", "features", "images",
     }  # fmt: skip

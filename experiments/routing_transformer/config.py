@@ -58,7 +58,7 @@ class Config:
     batch_size: int = 2
     learning_rate: float = 3e-3
     warm_up: int = 50
-    steps: int = 500
+    steps: int = 450
     seeds: int = 3
     seed: int = 0
     devices: int = 1

@@ -6,6 +6,7 @@ import optax
 
 from jattn.models.biformer import TINY, BiFormerConfig
 from jattn.runs import Preset
+from jattn.settings import at_least
 from jattn.train import Schedule, adamw_with_warm_up
 
 FULL, WINDOW, RANDOM = "full", "window", "random_4"
@@ -72,9 +73,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.source not in PIXELS:
             raise ValueError(f"source must be one of {sorted(PIXELS)}; got {self.source!r}")
-        for name in ("tiles", "validation_images", "test_images", "batch_size", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(1, self, "tiles", "validation_images", "test_images", "batch_size", "seeds")
         if READ not in self.top_k or len(set(self.top_k)) < len(self.top_k) or min(self.top_k) == self.regions:
             raise ValueError(
                 f"top_k must be distinct and have {READ} and one below all {self.regions}; got {self.top_k}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from jattn.data.linear_prompts import LinearPrompts
 from jattn.runs import Preset
+from jattn.settings import at_least
 from jattn.train import Schedule
 
 CHUNK = 1000
@@ -53,9 +54,7 @@ class Config:
     real_splits: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "seeds", "test_prompts", "real_splits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(1, self, "batch_size", "seeds", "test_prompts", "real_splits")
         if self.test_prompts % CHUNK:
             raise ValueError(f"test_prompts must be a multiple of {CHUNK}; got {self.test_prompts}")
         if not self.heads or min(self.heads) < 1 or len(set(self.heads)) < len(self.heads):

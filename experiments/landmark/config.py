@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import optax
 
 from jattn.runs import Preset
+from jattn.settings import at_least
 from jattn.train import Schedule, adamw_with_warm_up
 
 LANDMARK, PLAIN = "landmark", "plain"
@@ -98,9 +99,9 @@ class Config:
     def __post_init__(self) -> None:
         if not self.parts or not set(self.parts) <= set(PARTS):
             raise ValueError(f"parts must be some of {PARTS}; got {self.parts}")
-        for name in ("layers", "block", "length", "chunk", "batch_size", "validation_windows", "test_windows", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(
+            1, self, "layers", "block", "length", "chunk", "batch_size", "validation_windows", "test_windows", "seeds",
+        )  # fmt: skip
         if not self.top_k or min(self.top_k) < 1:
             raise ValueError(f"top_k must be at least one number from 1; got {self.top_k}")
         if self.long_length % (2 * self.length):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import optax
 
 from jattn.runs import Preset
+from jattn.settings import at_least
 from jattn.train import Schedule, adamw_with_warm_up
 
 ARMS = ("softmax", "lightning", "no_decay", "no_gate", "no_activation")
@@ -57,9 +58,9 @@ class Config:
     decoded: tuple[int, int] = (1024, 16384)
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch_size", "warm_up", "seeds", "validation_windows", "test_windows", "timed_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(
+            1, self, "length", "batch_size", "warm_up", "seeds", "validation_windows", "test_windows", "timed_heads",
+        )  # fmt: skip
         if self.hidden <= self.width // 3:
             raise ValueError(f"hidden must be above a third of the width of {self.width}; got {self.hidden}")
         if self.warm_up >= self.steps:

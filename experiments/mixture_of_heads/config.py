@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import optax
 
 from jattn.runs import Preset
+from jattn.settings import at_least
 from jattn.train import Schedule, adamw_with_warm_up
 
 MULTI_HEAD = "multi_head"
@@ -57,9 +58,9 @@ class Config:
     checkpoint_every: int = 150
 
     def __post_init__(self) -> None:
-        for name in ("layers", "length", "batch_size", "tuning_steps", "validation_windows", "test_windows", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(
+            1, self, "layers", "length", "batch_size", "tuning_steps", "validation_windows", "test_windows", "seeds",
+        )  # fmt: skip
         if self.heads < 4 or self.heads % 4:
             raise ValueError(f"heads must be a multiple of 4; got {self.heads}")
         if self.learning_rate <= 0:

@@ -6,6 +6,7 @@ from typing import Literal
 import optax
 
 from jattn.runs import Preset
+from jattn.settings import at_least
 from jattn.train import Schedule, adamw_with_warm_up
 
 ARMS = ("local", "random", "routing", "full")
@@ -70,9 +71,9 @@ class Config:
     probe_windows: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch_size", "warm_up", "seeds", "validation_windows", "test_windows", "probe_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(
+            1, self, "length", "batch_size", "warm_up", "seeds", "validation_windows", "test_windows", "probe_windows",
+        )  # fmt: skip
         if not 1 <= self.routing_layers <= self.layers:
             raise ValueError(f"routing_layers must be from 1 to the {self.layers} layers; got {self.routing_layers}")
         if not 2 <= self.local_heads < self.heads:

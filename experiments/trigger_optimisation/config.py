@@ -6,6 +6,7 @@ import optax
 
 from experiments.trigger_optimisation.augmentations import Augmentation
 from jattn.runs import Preset
+from jattn.settings import at_least
 
 METHODS = ("simclr", "byol", "simsiam")
 SURROGATE = "simsiam"
@@ -108,12 +109,10 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "side", "pre_training", "probe", "validation", "test", "poisoned", "batch_size", "victim_steps", "records",
-            "rounds", "inner_steps", "outer_steps", "period", "unrolled", "tuned", "tuning_steps", "seeds",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(
+            1, self, "side", "pre_training", "probe", "validation", "test", "poisoned", "batch_size", "victim_steps",
+            "records", "rounds", "inner_steps", "outer_steps", "period", "unrolled", "tuned", "tuning_steps", "seeds",
+        )  # fmt: skip
         for name in ("outer_rate", "penalty", "temperature", "tuning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")

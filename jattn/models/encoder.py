@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from jattn.layers.feed_forward import FeedForward
 from jattn.layers.taps import scope, tap
 from jattn.mechanisms.full_attention import FullAttention
+from jattn.settings import at_least
 from kernels import masks
 
 
@@ -36,9 +37,7 @@ class EncoderConfig:
     implementation: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "layers", "heads", "hidden", "positions", "kinds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(1, self, "vocabulary", "width", "layers", "heads", "hidden", "positions", "kinds")
 
 
 def minilm_l6() -> EncoderConfig:

@@ -14,6 +14,7 @@ from jattn.layers.block import Block
 from jattn.layers.feed_forward import Activation, FeedForward, GatedLinearUnit
 from jattn.layers.taps import scope, tap
 from jattn.mechanisms.causal_self_attention import CausalSelfAttention, KeyValueCache
+from jattn.settings import at_least
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": jax.nn.silu,
@@ -70,9 +71,7 @@ class LanguageModelConfig:
     implementation: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "layers", "heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(1, self, "vocabulary", "width", "layers", "heads", "hidden")
         for name, choices in (("norm", ("rms", "layer")), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be among {', '.join(choices)}; got {getattr(self, name)!r}")

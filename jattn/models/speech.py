@@ -14,6 +14,7 @@ from jattn.layers.feed_forward import FeedForward
 from jattn.layers.taps import scope, tap
 from jattn.mechanisms.causal_self_attention import CausalSelfAttention, KeyValueCache
 from jattn.mechanisms.full_attention import FullAttention
+from jattn.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class SpeechConfig:
     implementation: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "encoder_layers", "decoder_layers", "heads", "hidden", "mels", "frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(
+            1, self, "vocabulary", "width", "encoder_layers", "decoder_layers", "heads", "hidden", "mels", "frames",
+        )  # fmt: skip
 
 
 def whisper_tiny_en() -> SpeechConfig:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 from jattn.distributed import on_every_device, on_one_device
 from jattn.runs.checkpoints import Best
 from jattn.runs.directory import Run, Stage
+from jattn.settings import at_least
 from jattn.train.progress import TrainingProgress
 from jattn.train.state import Generated, TrainState, create_state
 from jattn.train.step import Loss, build_dispatch, checked_names
@@ -59,9 +60,7 @@ class Schedule:
     best: Best | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "steps_per_dispatch", "evaluate_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        at_least(1, self, "steps", "steps_per_dispatch", "evaluate_every", "checkpoint_every", "keep")
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) % self.steps_per_dispatch:
                 raise ValueError(

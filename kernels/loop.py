@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Int
 from kernels.cut import Cut, Entries, Held, Index
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.block_table import split_table
-from kernels.schedule import Schedule, Tiles, blocks, fit, fit_within_blocks
+from kernels.schedule import Schedule, Tiles, blocks, fit, fit_within_blocks, tiles_in_reach
 from kernels.shapes import over_problems, per_entry
 
 PAIRS_AT_ONCE = 256 * 256
-"""Where a tile has fewer pairs, those of several problems are done together."""
+"""Where a tile of the loop's own choice has fewer pairs, those of several problems are done together."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def tiled_loop(
     outputs: Sequence[Output],
     *,
     axes: int,
-    tiles: Tiles,
+    tiles: Tiles | None,
 ) -> list[Array]:
     """Visits every tile that the mask leaves, row tile by row tile.
 
@@ -83,11 +83,14 @@ def tiled_loop(
       operands: arrays on the grid: `axes` problem axes, rows, columns, features.
       mask: a mask on the grid; if it has a block table, tiles are those of its lists.
       sizes: rows and columns.
+      tiles: what is done at once; None: what suits the mask.
     """
     if 0 in sizes or any(0 in output.shape for output in outputs):
         return [jnp.zeros(output.shape, output.dtype) for output in outputs]
     whole_mask = mask
     table, mask = split_table(mask)
+    pairs = PAIRS_AT_ONCE if tiles is None else tiles.rows * tiles.columns
+    tiles = tiles or tiles_in_reach(whole_mask)
     leaves, structure = jax.tree.flatten(mask)
     arrays = (*operands, *outputs, *jax.tree.leaves(whole_mask))
     problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in arrays))
@@ -97,7 +100,7 @@ def tiled_loop(
         tile = fit_within_blocks(table, tiles, sizes)
         lists = jnp.broadcast_shapes(*(array.shape[:axes] for array in jax.tree.leaves(table)))
         together = tuple(size if same == 1 else 1 for size, same in zip(problems, lists, strict=True))
-    block = blocks(together, max(1, PAIRS_AT_ONCE // (tile.rows * tile.columns)))
+    block = blocks(together, max(1, pairs // (tile.rows * tile.columns)))
     tiling, cut = Tiling(*sizes, tile.rows, tile.columns, axes), Cut(axes, block, tile)
     schedule = Schedule.of(whole_mask, tiling, block)
     entries = Entries(cut, 1 if table is None else -(-table.rows // tile.rows))

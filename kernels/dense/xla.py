@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from kernels.loop import Output, Pairs, tiled_loop
 from kernels.masks.algebra import Mask
 from kernels.pairwise.tiles import Scores, matmul
-from kernels.schedule import Tiles, tiles_in_reach
+from kernels.schedule import Tiles
 from kernels.shapes import accumulator
 
 
@@ -63,6 +63,6 @@ def attention(
         sizes,
         outputs,
         axes=axes,
-        tiles=tiles or tiles_in_reach(mask),
+        tiles=tiles,
     )
     return results if 0 not in sizes else [results[0], jnp.full_like(results[1], -jnp.inf)]

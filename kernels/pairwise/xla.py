@@ -9,7 +9,7 @@ from kernels.loop import Output, Pairs, tiled_loop, unread_to_zero
 from kernels.masks.algebra import Mask
 from kernels.pairwise.products import rows_by_columns
 from kernels.pairwise.tiles import TileFunction
-from kernels.schedule import Tiles, tiles_in_reach
+from kernels.schedule import Tiles
 
 
 def pairwise_sum(
@@ -53,5 +53,5 @@ def pairwise_sum(
         sizes,
         outputs,
         axes=axes,
-        tiles=tiles or tiles_in_reach(mask),
+        tiles=tiles,
     )

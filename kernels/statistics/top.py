@@ -6,7 +6,6 @@ from jaxtyping import Array, Float, Int
 
 from kernels.loop import Output, Pairs, tiled_loop
 from kernels.problem import Problem
-from kernels.schedule import tiles_in_reach
 from kernels.shapes import accumulator
 
 NONE = -1
@@ -39,10 +38,10 @@ def top_keys(problem: Problem, count: int) -> Int[Array, "flat kv_heads groups r
         return [jnp.where(state[0] > -jnp.inf, state[1], NONE)[:, None]]
 
     arrays = [lax.stop_gradient(array) for array in (problem.query, problem.key, *problem.biases)]
-    grid, tiles = problem.grid, problem.tiles or tiles_in_reach(problem.mask)
+    grid = problem.grid
     if 0 in (*grid.sizes, count):
         return jnp.full(output.shape, NONE)
-    return tiled_loop(step, initial, finish, arrays, problem.mask, grid.sizes, [output], axes=3, tiles=tiles)[0]
+    return tiled_loop(step, initial, finish, arrays, problem.mask, grid.sizes, [output], axes=3, tiles=problem.tiles)[0]
 
 
 def weights_of(

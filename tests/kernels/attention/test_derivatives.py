@@ -12,6 +12,7 @@ from contract import CASES, Case
 
 import kernels
 from kernels import masks
+from kernels.schedule import tiles_in_reach
 
 
 def reverse_over_reverse(call):
@@ -58,6 +59,17 @@ def test_reverse_of_the_reference(case: Case) -> None:
 @pytest.mark.parametrize("case", every(2), ids=lambda case: case.name)
 def test_reverse_over_reverse(case: Case) -> None:
     contract.against_dense(case, "xla", reverse_over_reverse, 4.0)
+
+
+def test_tiles_of_the_kernels_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow ones where the mask is, and those of several problems at once, for which the mask differs."""
+    monkeypatch.setitem(contract.TILED, "xla", None)
+    near = masks.Local(20, 13, "start") & masks.Lengths(np.array([40, 150]))
+    placed = masks.At(masks.Window(30, 0, "start"), *np.random.default_rng(0).integers(0, 300, (2, 2, 150)))
+    for mask in (near, placed):
+        assert tiles_in_reach(mask).rows == 64
+        case = Case("narrow", query_length=150, key_length=150, mask=mask)
+        contract.against_dense(case, "xla", contract.value_and_slope, 4.0)
 
 
 def test_third_order() -> None:

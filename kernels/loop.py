@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Int
 from kernels.cut import Cut, Entries, Held, Index
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.block_table import split_table
-from kernels.schedule import Schedule, Tiles, blocks, fit, fit_within_blocks, tiles_in_reach
+from kernels.masks.positions import At, keys_in_reach
+from kernels.schedule import Schedule, Tiles, blocks, fit, fit_within_blocks
 from kernels.shapes import over_problems, per_entry
 
 PAIRS_AT_ONCE = 256 * 256
@@ -60,6 +61,19 @@ def unread_to_zero(value: Array, allowed: Bool[Array, "rows columns"]) -> Array:
     return jnp.where(touched.reshape(*touched.shape, *(1 for _ in value.shape[2:])), value, 0)
 
 
+def default_tiles(mask: Mask | None) -> Tiles:
+    """256 x 256, and less where that would be wasted.
+
+    Tokens of a tile that stand at given positions may be far apart, so that few such tiles are empty; and where
+    queries read few keys, half as many or fewer in a tile leave less of it masked.
+    """
+    leaves = jax.tree.leaves(mask, is_leaf=lambda node: isinstance(node, At))
+    reach = keys_in_reach(mask)
+    longest = 128 if any(isinstance(leaf, At) for leaf in leaves) else 256
+    size = longest if reach is None else max(64, min(longest, reach // 2))
+    return Tiles(size, size)
+
+
 def tiled_loop(
     step: Callable[..., tuple[Any, list[Array]]],
     initial: Callable[[int], Any],
@@ -90,7 +104,7 @@ def tiled_loop(
     whole_mask = mask
     table, mask = split_table(mask)
     pairs = PAIRS_AT_ONCE if tiles is None else tiles.rows * tiles.columns
-    tiles = tiles or tiles_in_reach(whole_mask)
+    tiles = tiles or default_tiles(whole_mask)
     leaves, structure = jax.tree.flatten(mask)
     arrays = (*operands, *outputs, *jax.tree.leaves(whole_mask))
     problems = jnp.broadcast_shapes(*(array.shape[:axes] for array in arrays))

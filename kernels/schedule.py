@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from kernels.masks.algebra import Mask, Tiling
 from kernels.masks.block_table import BlockTable, split_table, without_ones
-from kernels.masks.positions import At, keys_in_reach
 
 
 @dataclass(frozen=True)
@@ -25,19 +24,6 @@ class Tiles:
         for name, size in (("rows", self.rows), ("columns", self.columns)):
             if size < 1:
                 raise ValueError(f"{name} of a tile must be at least 1; got {size}")
-
-
-def tiles_in_reach(mask: Mask | None) -> Tiles:
-    """For a loop on any platform: 256 x 256, and less where that would be wasted.
-
-    Tokens of a tile that stand at given positions may be far apart, so that few such tiles are empty; and where
-    queries read few keys, half as many or fewer in a tile leave less of it masked.
-    """
-    leaves = jax.tree.leaves(mask, is_leaf=lambda node: isinstance(node, At))
-    reach = keys_in_reach(mask)
-    longest = 128 if any(isinstance(leaf, At) for leaf in leaves) else 256
-    size = longest if reach is None else max(64, min(longest, reach // 2))
-    return Tiles(size, size)
 
 
 def fit(size: int, tile: int) -> int:

@@ -35,13 +35,17 @@ def share_of_class(lists: Int[Array, "count regions top_k"], classes: Int[Array,
 
 
 def differences_as(arms: tuple[str, ...], config: Config, model: Counter, mosaics: Mosaics) -> Float[Array, " arms"]:
-    """The largest difference that a model's logits have if its weights are read by the attention of each other arm."""
+    """The largest difference that a model's logits have if its weights are read by the attention of each other arm.
+
+    The other's regions are gathered by its lists, however it is trained.
+    """
     model.eval()
     want = model(mosaics.images)[:2]
 
     def difference(arm: str) -> Float[Array, ""]:
         other = nnx.eval_shape(lambda: build(config, arm, nnx.Rngs(0)))
         nnx.update(other, nnx.state(model, (nnx.Param, nnx.BatchStat)))
+        other.set_attributes(access="gathered", raise_if_not_found=False)
         other.eval()
         have = other(mosaics.images)[:2]
         return jnp.stack([jnp.abs(a - b).max() for a, b in zip(have, want, strict=True)]).max()

@@ -2,8 +2,8 @@
 
 Mohtashami and Jaggi 2023, arXiv 2305.16300, section 3.2, with the positions of the released code. Text goes through in
 chunks. A token reads the chunk up to itself, the block that was unfinished before it, and `top_k` finished blocks, all
-by one grouped softmax. Keys are cached as they are before positions turn them, for a block is read at positions that
-depend on what else is read: few positions serve text of any length.
+by one grouped softmax. A block is read at positions that depend on what else is read, so that few positions serve text
+of any length: it is cached turned as if it came first, and a query is turned back by the place at which it reads it.
 """
 
 from collections.abc import Callable
@@ -25,17 +25,20 @@ Retrieval = Literal["token_head", "token", "head"]
 Rotate = Callable[[Array, Array], Array]
 """Features (*batch, length, heads, width) turned by positions that broadcast to (*batch, length).
 
-Products of queries and keys so turned depend on positions by their differences alone.
+Turned by one position and then by another is turned by their sum, and products of queries and keys so turned depend on
+positions by their differences alone.
 """
 
 
 class LandmarkCache(NamedTuple):
-    """Keys before positions and values of finished blocks, earliest first, and of the block that is not finished yet.
+    """Keys and values of finished blocks, earliest first, and of the block that is not finished yet.
 
     To choose blocks only `landmark` is looked at; of `key` and `value` only what is chosen.
 
     Attributes:
+      key, landmark: of finished blocks, each turned as if its block began at position 0.
       count: finished blocks; those behind are no blocks.
+      unfinished_key: before positions.
       unfinished: tokens of the unfinished block.
     """
 
@@ -118,7 +121,7 @@ def retrieve(
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     query = rotate(query, cache.begin(top_k) + cache.unfinished + jnp.arange(query.shape[1]))
     slots = scoring_slots(cache.count, capacity, top_k)
-    landmarks = rotate(cache.landmark, slots * (cache.block + 1) + cache.block)
+    landmarks = rotate(cache.landmark, slots * (cache.block + 1))
     finished = jnp.arange(capacity) < cache.count
     # Of finished blocks none has the logarithm -inf, however small its weight: it comes before those that are not.
     log_weights = jax.nn.log_softmax(landmark_scores(query, landmarks, factor), axis=-1, where=finished)
@@ -166,22 +169,17 @@ def attend_chunk(
         lax.dynamic_slice_in_dim(each, cache.unfinished, length, axis) for each, axis in ((output, 1), (lse, 2))
     )
     if chosen.shape[-1] > 0:
-        # Every block is turned once, as if it came first, and a query back by the place at which it reads the block.
         slots = reading_slots(chosen, cache.count) * (block + 1)
         places = positions[:length] + cache.unfinished
-        turned = cache._replace(
-            key=rotate(cache.key, jnp.arange(block)),
-            landmark=rotate(cache.landmark, jnp.full(cache.landmark.shape[1], block)),
-        )
 
         def read(number: Array) -> tuple[Array, Array]:
             which, slot = (lax.dynamic_index_in_dim(each, number, -1, keepdims=False) for each in (chosen, slots))
             at = jnp.broadcast_to(places[:, None] - slot, query.shape[:3])
-            return _read_block(rotate(query[..., None, :], at)[..., 0, :], turned, which, factor, implementation)
+            return _read_block(rotate(query[..., None, :], at)[..., 0, :], cache, which, factor, implementation)
 
         outputs, scores = lax.map(read, jnp.arange(chosen.shape[-1]))
         output, _ = kernels.merge(jnp.concatenate([output[None], outputs]), jnp.concatenate([lse[None], scores]))
-    after = _append(cache, keys, values, cache.unfinished + length)
+    after = _append(cache, keys, values, cache.unfinished + length, rotate)
     return jnp.where(after.count > cache.key.shape[1], jnp.nan, output), after
 
 
@@ -228,11 +226,13 @@ def _append(
     keys: Float[Array, "batch kept kv_heads width"],
     values: Float[Array, "batch kept kv_heads value_width"],
     tokens: Int[Array, ""],
+    rotate: Rotate,
 ) -> LandmarkCache:
     """The cache with the first `tokens` of those, which begin with its unfinished block."""
     size = cache.block + 1
     most, done = keys.shape[1] // size, tokens // size
     key, value = (each[:, : most * size].reshape(len(each), most, size, *each.shape[2:]) for each in (keys, values))
+    key = rotate(key, jnp.arange(size))
     # What is not finished goes nowhere.
     places = jnp.where(jnp.arange(most) < done, cache.count + jnp.arange(most), cache.key.shape[1])
 

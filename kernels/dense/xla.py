@@ -54,15 +54,6 @@ def attention(
         output = jnp.where(total == 0, 0, summed / total)
         return [output[:, None], highest + jnp.log(total)]
 
-    results = tiled_loop(
-        step,
-        initial,
-        finish,
-        [query, key, value, *bias],
-        mask,
-        sizes,
-        outputs,
-        axes=axes,
-        tiles=tiles,
-    )
+    operands = [query, key, value, *bias]
+    results = tiled_loop(step, initial, finish, operands, mask, sizes, outputs, axes=axes, tiles=tiles)
     return results if 0 not in sizes else [results[0], jnp.full_like(results[1], -jnp.inf)]

@@ -253,7 +253,10 @@ def _known_from_corners(mask: Mask) -> bool:
 
 
 def keys_in_reach(mask: Mask | None) -> int | None:
-    """Within how many keys in a row lie all that a query may read, as far as the kind of mask tells; None: any."""
+    """Within how many positions in a row lie all keys that a query may read, as far as the kind of mask tells.
+
+    None: anywhere.
+    """
     match mask:
         case Window(left=int(left), right=int(right)):
             return left + right + 1

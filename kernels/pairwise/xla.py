@@ -44,14 +44,4 @@ def pairwise_sum(
         added = [result for result, here in zip(results, from_state, strict=True) if not here]
         return [total + part for total, part in zip(state, sums, strict=True)], added
 
-    return tiled_loop(
-        step,
-        initial,
-        lambda state: state,
-        operands,
-        mask,
-        sizes,
-        outputs,
-        axes=axes,
-        tiles=tiles,
-    )
+    return tiled_loop(step, initial, lambda state: state, operands, mask, sizes, outputs, axes=axes, tiles=tiles)

@@ -82,13 +82,14 @@ def test_keys_in_reach_hold_all_that_a_query_reads(seed: int) -> None:
     rng = np.random.default_rng(seed)
     near = masks.Window(int(rng.integers(9)), int(rng.integers(9)), "start")
     blocks = masks.Local(int(rng.integers(1, 9)), int(rng.integers(9)), "end")
-    mask = [near, blocks, near & blocks, any_mask(seed) & near, any_mask(seed)][rng.integers(5)]
+    other = masks.Dense(rng.random((2, 1, 19, 27)) < 0.9)
+    placed = rng.integers(0, 40, 27)
+    mask = [near, blocks, near & blocks, other & near, masks.At(near, rng.integers(0, 40, 19), placed)][seed % 5]
+    read, at = as_array(mask), placed if isinstance(mask, masks.At) else np.arange(27)
+    spans = np.where(read, at, -1).max(axis=-1) - np.where(read, at, 99).min(axis=-1) + 1
     reach = keys_in_reach(mask)
-    read = as_array(mask)
-    last = GRID.columns - 1 - read[..., ::-1].argmax(axis=-1)
-    spans = np.where(read.any(axis=-1), last - read.argmax(axis=-1) + 1, 0)
-    at = any(isinstance(leaf, masks.At) for leaf in jax.tree.leaves(mask, is_leaf=lambda m: isinstance(m, masks.At)))
-    assert reach is None or at or spans.max() <= reach
+    assert reach is not None
+    assert spans.max() <= reach
 
 
 def test_keys_in_reach_are_known_of_windows_and_no_more_than_needed() -> None:

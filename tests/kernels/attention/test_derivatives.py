@@ -12,7 +12,7 @@ from contract import CASES, Case
 
 import kernels
 from kernels import masks
-from kernels.schedule import tiles_in_reach
+from kernels.loop import default_tiles
 
 
 def reverse_over_reverse(call):
@@ -67,7 +67,7 @@ def test_tiles_of_the_kernels_own_choice(monkeypatch: pytest.MonkeyPatch) -> Non
     near = masks.Local(20, 13, "start") & masks.Lengths(np.array([40, 150]))
     placed = masks.At(masks.Window(30, 0, "start"), *np.random.default_rng(0).integers(0, 300, (2, 2, 150)))
     for mask in (near, placed):
-        assert tiles_in_reach(mask).rows == 64
+        assert default_tiles(mask).rows == 64
         case = Case("narrow", query_length=150, key_length=150, mask=mask)
         contract.against_dense(case, "xla", contract.value_and_slope, 4.0)
 

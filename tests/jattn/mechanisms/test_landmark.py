@@ -287,6 +287,20 @@ def test_chunks_keep_the_dtype_of_queries_and_the_cache_its_own() -> None:
     assert after == before
 
 
+def test_reading_a_chunk_is_no_more_work_with_more_blocks_cached() -> None:
+    """Once blocks are chosen; by the compiler's count of operations."""
+    tokens = [jax.ShapeDtypeStruct((2, 7, heads, WIDTH), jnp.float32) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    chosen = jax.ShapeDtypeStruct((2, 7, HEADS, 2), jnp.int32)
+
+    def work(capacity: int) -> float:
+        cache = jax.eval_shape(lambda: LandmarkCache.empty(2, capacity, BLOCK, KV_HEADS, WIDTH))
+        program = jax.jit(attend_chunk).lower(*tokens, cache, chosen).compile()
+        return program.cost_analysis()["flops"]
+
+    few, many = work(8), work(512)
+    assert many <= 1.01 * few
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 5])
 def test_positions_stay_in_range_and_in_order(top_k: int) -> None:
     rng = np.random.default_rng(top_k)

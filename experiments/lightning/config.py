@@ -42,7 +42,7 @@ class Config:
     batch_size: int = 8
     learning_rate: float = 3e-3
     warm_up: int = 20
-    steps: int = 280
+    steps: int = 240
     seeds: int = 3
     seed: int = 0
     devices: int = 1
@@ -93,7 +93,7 @@ PRESETS = {
         ),
         "a minute on two cores",
     ),
-    "laptop": Preset(LAPTOP, "about 17 minutes on two cores"),
+    "laptop": Preset(LAPTOP, "about 18 minutes on two cores"),
     "paper": Preset(
         replace(
             LAPTOP, length=2048, width=1024, layers=24, heads=8, hidden=3072, batch_size=256, learning_rate=5e-4,

@@ -37,10 +37,12 @@ def seconds(config: Config) -> tuple[Seconds, Seconds]:
     together, alone = ({name: np.empty((ROUNDS, len(config.timed_lengths))) for name in TIMED} for _ in range(2))
     for column, length in enumerate(config.timed_lengths):
         most = config.timed_tokens // length
-        contenders = {batch: _contenders(config, batch, length) for batch in {most, 1}}
-        for found, batch in ((together, most), (alone, 1)):
-            for name, values in interleave(contenders[batch], ROUNDS).items():
-                found[name][:, column] = values
+        for batch in sorted({most, 1}):
+            for name, values in interleave(_contenders(config, batch, length), ROUNDS).items():
+                if batch == most:
+                    together[name][:, column] = values
+                if batch == 1:
+                    alone[name][:, column] = values
                 log.info("%s, %d sequences of %d: %.3g s", name, batch, length, np.median(values))
     return together, alone
 

@@ -45,7 +45,7 @@ class Config:
     batch_size: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
-    steps: int = 600
+    steps: int = 450
     tuning_steps: int = 100
     balance_weight: float = 0.01
     validation_windows: int = 64
@@ -111,7 +111,7 @@ PAPER = replace(
 
 PRESETS = {
     "smoke": Preset(SMOKE, "a few minutes on two cores, nearly all of it compiling"),
-    "laptop": Preset(LAPTOP, "23 minutes on one shared core"),
+    "laptop": Preset(LAPTOP, "about 19 minutes on two cores"),
     "paper": Preset(
         PAPER, "the size of the paper's LLM-S, 4M tokens a batch, on the same small text: for accelerators"
     ),

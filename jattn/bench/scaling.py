@@ -23,6 +23,8 @@ import kernels
 from jattn.bench.cpu import gradients, pin_to_one_core, temporaries, timed
 from jattn.layers.norms import layer_norm
 from jattn.mechanisms.bi_level_routing import attention_over_regions, route
+from jattn.mechanisms.causal_routing import causal_routing_attention
+from jattn.mechanisms.landmark import landmark_attention
 from jattn.mechanisms.landmark_retrieval import LandmarkCache, attend_chunk, retrieve
 from jattn.mechanisms.mixture_of_heads import sparse_heads
 from jattn.mechanisms.routing import routing_attention, routing_lists
@@ -52,6 +54,8 @@ class Mechanism:
     bar: tuple[float, float] | None = None
     backward: bool = True
     """Whether it is trained."""
+    flat: float | None = None
+    """The bar of the longest time a token over the shortest, of all lengths, if there is one."""
 
 
 def _full(length: int) -> Callable[..., jax.Array]:
@@ -83,6 +87,19 @@ def _routing(length: int) -> Callable[..., jax.Array]:
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         normed = layer_norm(query)
         return routing_attention(normed, normed, value, routing_lists(normed, centroids, length // clusters))
+
+    return attend
+
+
+def _causal_routing(length: int) -> Callable[..., jax.Array]:
+    """The last √length tokens of one of about √length clusters, at random centroids."""
+    clusters = round(length**0.5)
+    centroids = layer_norm(jax.random.normal(jax.random.key(0), (HEADS, clusters, WIDTH)))
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        normed = layer_norm(query)
+        nearest = jnp.argmax(jnp.einsum("bnhd,hcd->bhnc", normed, centroids), axis=-1)
+        return causal_routing_attention(normed, normed, value, nearest, length // clusters)
 
     return attend
 
@@ -125,11 +142,13 @@ def _retrieval(length: int) -> Callable[..., jax.Array]:
 MECHANISMS = (
     Mechanism("full attention", _full),
     Mechanism("window of 512", _window),
-    Mechanism("lightning attention", _linear, (0.85, 1.15)),
+    Mechanism("lightning attention", _linear, (0.85, 1.15), flat=1.3),
     Mechanism("8 listed blocks of 64", _listed_blocks),
     Mechanism("8 regions of an image", _regions),
     Mechanism("routing attention", _routing, (0.0, 1.6)),
+    Mechanism("causal routing attention", _causal_routing, (0.0, 1.6)),
     Mechanism("half of the heads", _half_the_heads),
+    Mechanism("landmark attention, blocks of 64", lambda length: partial(landmark_attention, block=64)),
     Mechanism("landmark retrieval of 64 queries", _retrieval, (0.0, 0.99), backward=False),
 )
 
@@ -240,6 +259,10 @@ def row(mechanism: Mechanism, backward: bool, measured: Measured, full: Measured
     found = fit_of_long(measured)
     last, of_query = measured.lengths[-1], measured.lengths[-1] * HEADS * WIDTH * 4
     from_length = overtakes(measured, full)
+    of_token = measured.seconds / np.array(measured.lengths)
+    spread = f"{of_token.max() / of_token.min():.2f}"
+    if mechanism.flat is not None:
+        spread += f", bar {mechanism.flat:g}: {'yes' if of_token.max() <= mechanism.flat * of_token.min() else 'NO'}"
     held = "" if mechanism.bar is None else "yes" if mechanism.bar[0] <= found.exponent <= mechanism.bar[1] else "NO"
     return {
         "mechanism": mechanism.name,
@@ -247,6 +270,7 @@ def row(mechanism: Mechanism, backward: bool, measured: Measured, full: Measured
         "exponent": f"{found.exponent:.2f} [{found.low:.2f}, {found.high:.2f}]",
         "bar": "" if mechanism.bar is None else f"{mechanism.bar[0]:g} to {mechanism.bar[1]:g}",
         "held": held,
+        "most over least time a token": spread,
         "faster than full from": _length(from_length) if mechanism.name != MECHANISMS[0].name else "",
         "longest": f"{measured.seconds[-1]:.3g} s at {last}",
         "temporaries there": f"{measured.memory[-1] / of_query:.1f} queries",

@@ -213,18 +213,18 @@ class At(Mask):
         return self.mask.allowed(jnp.asarray(self.queries), jnp.asarray(self.keys))
 
     def coverage(self, tiling: Tiling) -> Coverage:
-        if not _known_from_corners(self.mask):
+        if not known_from_corners(self.mask):
             return super().coverage(tiling)
         rows = tile_ranges(self.queries, -2, tiling.row_tiles, tiling.tile_rows)
         columns = tile_ranges(self.keys, -1, tiling.column_tiles, tiling.tile_columns)
         if tiling.listed is not None:
             columns = _at_listed(columns[0], tiling.listed), _at_listed(columns[1], tiling.listed)
         sizes = (tiling.rows, tiling.columns, tiling.tile_rows, tiling.tile_columns)
-        return self.mask.coverage(_Placed(*sizes, tiling.problem_axes, tiling.listed, spans=(rows, columns)))
+        return self.mask.coverage(Placed(*sizes, tiling.problem_axes, tiling.listed, spans=(rows, columns)))
 
 
 @dataclass(frozen=True)
-class _Placed(Tiling):
+class Placed(Tiling):
     """A tiling whose tiles span ranges of positions that are given."""
 
     spans: Any = dataclasses.field(default=None, compare=False)
@@ -243,12 +243,12 @@ def _at_listed(values: Array, listed: Array) -> Int[Array, "*problems row_tiles 
     return jnp.take_along_axis(values, listed.reshape(*problems, -1), axis=-1).reshape(listed.shape)
 
 
-def _known_from_corners(mask: Mask) -> bool:
+def known_from_corners(mask: Mask) -> bool:
     match mask:
         case And() | Or():
-            return _known_from_corners(mask.left) and _known_from_corners(mask.right)
+            return known_from_corners(mask.left) and known_from_corners(mask.right)
         case Not():
-            return _known_from_corners(mask.mask)
+            return known_from_corners(mask.mask)
     return isinstance(mask, HalfPlanes)
 
 

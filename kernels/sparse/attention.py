@@ -14,6 +14,7 @@ from kernels.masks.positions import At
 from kernels.schedule import Tiles
 from kernels.shapes import Grid
 from kernels.sparse import reference
+from kernels.sparse.padded import in_whole_tiles
 
 
 def block_sparse_attention(
@@ -46,7 +47,9 @@ def block_sparse_attention(
         by it a router learns which blocks to list.
       query_positions, key_positions: integers, where the mask is to see tokens, instead of 0, 1, 2 and so on: of shape
         (length,), (*batch, length) or (*batch, heads, length); both or neither.
-      scale, softcap, implementation, tiles: as in `kernels.attention`; tiles are made to fit in blocks.
+      scale, softcap, implementation, tiles: as in `kernels.attention`; tiles are made to fit in blocks. Where no tile
+        of "gpu" or "tpu" divides blocks, these are padded to units of 16, of 128 for keys on a TPU; with no
+        implementation named such calls run as the tiled loop.
 
     Returns:
       The output, in the query's dtype, and the log-sum-exp of each row, float32 or wider.
@@ -72,7 +75,8 @@ def block_sparse_attention(
     if implementation == "reference":
         output, lse = reference.attention(problem, table.on(problem.grid))
     else:
-        output, lse = flash_attention(problem)
+        padded, rows = in_whole_tiles(problem)
+        output, lse = (rows.gathered(each, 3) for each in flash_attention(padded))
     return problem.grid.outputs(output), problem.grid.rows_of_heads(lse)
 
 

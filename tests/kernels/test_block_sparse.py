@@ -245,19 +245,21 @@ def test_gates_that_shut_out_and_entries_that_do_not_count(implementation: str) 
 
 
 @pytest.mark.parametrize(
-    ("implementation", "blocks", "reason"),
+    ("platform", "blocks", "reason"),
     [
-        ("gpu", (24, 16), "blocks of 24 queries: a tile has no fewer than 16"),
+        ("cuda", (24, 16), "blocks of 24 queries: a tile has no fewer than 16"),
         ("tpu", (16, 64), "blocks of 64 keys: a tile has no fewer than 128"),
     ],
 )
-def test_what_kernels_cannot_do_runs_as_the_tiled_loop(
-    implementation: str, blocks: tuple[int, int], reason: str
-) -> None:
-    at = arrays(200, 200, ())
+def test_blocks_that_no_tile_divides_run_as_the_tiled_loop(platform: str, blocks: tuple[int, int], reason: str) -> None:
+    at = jax.tree.map(lambda each: each.astype(jnp.float32), arrays(200, 200, ()))
     table = random_table(3, (-(-200 // blocks[0]), 2), 3, blocks)
-    with pytest.raises(ValueError, match=reason):
-        block_sparse_attention(at["query"], at["key"], at["value"], table, implementation=implementation)
+    traced = jax.make_jaxpr(lambda *given: block_sparse_attention(*given, table))(at["query"], at["key"], at["value"])
+    (call,) = _calls(traced.jaxpr)
+    operands = [variable.aval for variable in call.invars]
+    choice = _OPERATIONS[call.primitive].choose(platform, *operands, **call.params)
+    assert choice.name == "xla"
+    assert reason in str(choice.reason)
 
 
 @pytest.mark.parametrize(("platform", "native"), [("cuda", "gpu"), ("tpu", "tpu")])

@@ -1,6 +1,7 @@
 """Causal linear attention against its recurrence in numpy, its derivatives against those of the quadratic form."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -120,17 +121,27 @@ def test_is_the_recurrence(problem: Problem, implementation: str) -> None:
             assert worst(have, want) < 1e-12, chunk
 
 
+NORMALISED: dict[str, Any] = {"normalise": True, "feature_map": jnp.exp}
+"""With features above 0 the weights sum to something."""
+
+
+def above_zero(arrays: dict[str, Any]) -> dict[str, Any]:
+    """With a state such as these features leave."""
+    return arrays | {"state": jax.tree.map(jnp.abs, arrays["state"])} if "state" in arrays else arrays
+
+
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
-def test_normalised(implementation: str) -> None:
-    """With features above 0 the weights sum to something."""
+@pytest.mark.parametrize("state", [False, True])
+def test_normalised(implementation: str, state: bool) -> None:
     with jax.enable_x64(True):
-        arrays = Problem(state=False).arrays()
-        have = in_chunks(implementation, 8, normalise=True, feature_map=jnp.exp)(arrays)
+        arrays = above_zero(Problem(state=state).arrays())
+        have = in_chunks(implementation, 8, **NORMALISED)(arrays)
         want = recurrence(**arrays | {"query": np.exp(arrays["query"]), "key": np.exp(arrays["key"])}, normalise=True)
         assert worst(have, want) < 1e-12
-        constant = arrays | {"value": jnp.ones_like(arrays["value"])}
-        averages, _ = in_chunks(implementation, 8, normalise=True, feature_map=jnp.exp)(constant)
-        np.testing.assert_allclose(averages, 1, rtol=1e-12)
+        if not state:
+            constant = arrays | {"value": jnp.ones_like(arrays["value"])}
+            averages, _ = in_chunks(implementation, 8, **NORMALISED)(constant)
+            np.testing.assert_allclose(averages, 1, rtol=1e-12)
 
 
 @settings(max_examples=5, deadline=None)
@@ -209,12 +220,19 @@ def test_one_program_exports_for_every_platform() -> None:
 
 @pytest.mark.parametrize("implementation", ["xla"])
 @pytest.mark.parametrize(
-    "problem", [Problem(state=True), Problem(delta=True, state=True), Problem(decay="head")], ids=str
+    ("problem", "options"),
+    [
+        (Problem(state=True), {}),
+        (Problem(delta=True, state=True), {}),
+        (Problem(decay="head"), {}),
+        (Problem(state=True, length=9), NORMALISED),
+    ],
+    ids=str,
 )
-def test_every_derivative(problem: Problem, implementation: str) -> None:
+def test_every_derivative(problem: Problem, options: dict[str, Any], implementation: str) -> None:
     """Reverse, forward, second order in both ways, against JAX's own derivatives of the quadratic form."""
     with jax.enable_x64(True):
-        arrays = problem.arrays()
+        arrays = above_zero(problem.arrays()) if options else problem.arrays()
         along = jax.tree.map(lambda array: jnp.cos(7 * array), arrays)
 
         def derivatives(call):
@@ -234,7 +252,8 @@ def test_every_derivative(problem: Problem, implementation: str) -> None:
 
             return jax.jit(all_of_them, compiler_options=FAST_TO_COMPILE)(arrays, along)
 
-        have, want = derivatives(in_chunks(implementation, 8)), derivatives(in_chunks("reference", None))
+        have = derivatives(in_chunks(implementation, 8, **options))
+        want = derivatives(in_chunks("reference", None, **options))
         size = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree.leaves(want))
         assert worst(have, want) < 1e-11 * size
 
@@ -272,21 +291,36 @@ def test_vmap_and_transposition() -> None:
         np.testing.assert_allclose(jnp.vdot(output, pull), jnp.vdot(arrays["value"], turned), rtol=1e-12)
 
 
-@pytest.mark.parametrize("delta", [False, True])
-def test_state_goes_on(delta: bool) -> None:
-    """Two halves with the state between them, then token by token, are one pass."""
-    arrays = Problem(delta=delta).arrays(np.float32)
-    whole, last = in_chunks("xla", 4)(arrays)
-    first = {name: array[:, :8] for name, array in arrays.items()}
-    then = {name: array[:, 8:13] for name, array in arrays.items()}
-    one, state = in_chunks("xla", 4)(first)
-    two, state = in_chunks("xla", 4)(then | {"state": state})
-    rest, step = [], jax.jit(kernels.linear_attention_step)
-    for token in range(13, 21):
-        output, state = step(state, **{name: array[:, token] for name, array in arrays.items()})
-        rest.append(output)
-    np.testing.assert_allclose(jnp.concatenate([one, two, jnp.stack(rest, 1)], 1), whole, atol=1e-5)
-    assert worst(state, last) < 1e-5
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [
+        (Problem(), {}),
+        (Problem(decay="head"), {"scale": 1.0}),
+        (Problem(delta=True), {}),
+        (Problem(), NORMALISED),
+        (Problem(decay=None), NORMALISED | {"scale": 0.5}),
+    ],
+    ids=str,
+)
+def test_state_goes_on(problem: Problem, options: dict[str, Any]) -> None:
+    """Two parts with the state between them, then token by token, are one pass."""
+    with jax.enable_x64(True):
+        arrays = problem.arrays()
+
+        def cut(start: int, stop: int) -> dict[str, Any]:
+            return {name: array if array.ndim == 1 else array[:, start:stop] for name, array in arrays.items()}
+
+        call = in_chunks("xla", 4, **options)
+        whole, last = call(arrays)
+        one, state = call(cut(0, 8))
+        two, state = call(cut(8, 13) | {"state": state})
+        rest, step = [], jax.jit(partial(kernels.linear_attention_step, **options))
+        for token in range(13, 21):
+            now = {name: array if array.ndim == 1 else array[:, 0] for name, array in cut(token, token + 1).items()}
+            output, state = step(state, **now)
+            rest.append(output)
+        assert worst(jnp.concatenate([one, two, jnp.stack(rest, 1)], 1), whole) < 1e-12
+        assert worst(state, last) < 1e-12
 
 
 def test_limits_of_decay() -> None:

@@ -36,6 +36,15 @@ def test_where_one_overtakes_another() -> None:
     np.testing.assert_allclose(overtakes(power(6e-4, 1.0), power(1e-7, 2.0, LENGTHS[:4])), 6000, rtol=1e-6)
 
 
+def test_time_a_token_has_a_bar_of_its_own() -> None:
+    """Twice as slow a token at one length, whatever the exponent is."""
+    program = scaling.MECHANISMS[0].program
+    uneven = Measured((4, 8, 16), np.array([4.0, 16.0, 16.0]), np.ones(3))
+    for flat, want in ((None, "2.00"), (2.0, "2.00, bar 2: yes"), (1.9, "2.00, bar 1.9: NO")):
+        found = scaling.row(Mechanism("one", program, flat=flat), False, uneven, uneven)
+        assert found["most over least time a token"] == want
+
+
 def test_table_and_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In small: the numbers mean nothing."""
     monkeypatch.setattr(scaling, "MECHANISMS", (scaling.MECHANISMS[0], scaling.MECHANISMS[2]))

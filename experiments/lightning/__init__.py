@@ -19,7 +19,7 @@ import numpy as np
 from experiments.lightning import claims, figures
 from experiments.lightning.config import ARMS, PRESETS, Config
 from experiments.lightning.measure import decoding_bytes, seconds
-from experiments.lightning.model import build, evaluate, forgetting_at_once, losses
+from experiments.lightning.model import LEFT_OUT, bits_without, build, evaluate, forgetting_at_once, losses
 from jattn.data.byte_windows import byte_text
 from jattn.data.text import python_library
 from jattn.distributed import batch_mesh
@@ -62,15 +62,21 @@ def run(config: Config, run: Run) -> None:
     forgetting = replace(ours, state=replace(ours.state, others=ours.map(forgetting_at_once)))
     tested = {arm: np.asarray(each.evaluate(text.test)["bits"], np.float64) for arm, each in fitted.items()}
     forgetful = np.asarray(forgetting.evaluate(text.test)["bits"], np.float64)
+    left_out = {
+        arm: np.asarray(ours.map(partial(bits_without, arm), shared=(text.test,)), np.float64)
+        for arm, lacking in LEFT_OUT.items()
+        if lacking
+    }
     run.stop_if_asked()
     together, alone = seconds(config)
     carried = decoding_bytes(config)
-    claims.settle(run, config, tested, forgetful, together, alone, carried)
+    claims.settle(run, config, tested, forgetful, left_out, together, alone, carried)
     run.save_results(
         {
             "corpus": {"name": corpus.name, "digest": corpus.digest, "bytes to train on": len(text.train)},
             "bits per byte": {arm: each.tolist() for arm, each in tested.items()}
-            | {"lightning, forgetting at once": forgetful.tolist()},
+            | {"lightning, forgetting at once": forgetful.tolist()}
+            | {f"lightning, tested as {arm}": each.tolist() for arm, each in left_out.items()},
             "CPU seconds": {
                 kind: {name: dict(zip(map(str, config.timed_lengths), taken.T.tolist(), strict=True))
                        for name, taken in found.items()}

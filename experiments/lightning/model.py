@@ -44,6 +44,14 @@ def forgetting_at_once(model: TransNormer) -> nnx.State:
     return nnx.state(model, nnx.Not(nnx.Param))
 
 
+def bits_without(arm: str, model: TransNormer, windows: Int[Array, "windows length"]) -> Float[Array, ""]:
+    """Bits per byte of a whole model once it lacks what that arm never had."""
+    ((name, value),) = LEFT_OUT[arm].items()
+    for block in model.blocks:
+        setattr(block.attention, "log_decay" if name == "decay" else name, value)
+    return bits_per_byte(losses, model, windows)
+
+
 def evaluate(model: Decoder | TransNormer, windows: Int[Array, "windows length"]) -> dict[str, Float[Array, ""]]:
     """Bits per byte on windows that are not trained on."""
     return {"bits": bits_per_byte(losses, model, windows)}

@@ -11,7 +11,7 @@ from flax import nnx
 from experiments.lightning import EXPERIMENT
 from experiments.lightning.config import ARMS, PRESETS
 from experiments.lightning.measure import decoding_bytes, exponent, flatness
-from experiments.lightning.model import build, forgetting_at_once, losses
+from experiments.lightning.model import bits_without, build, evaluate, forgetting_at_once, losses
 from jattn.runs import open_run
 
 SMOKE = PRESETS["smoke"].config
@@ -44,6 +44,22 @@ def test_what_forgets_at_once_reads_its_own_byte_alone() -> None:
     nnx.update(model, forgetting_at_once(model))
     have, changed = (nnx.jit(losses)(model, each) for each in (tokens, other))
     np.testing.assert_allclose(have[:, 5:], changed[:, 5:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["no_decay", "no_gate", "no_activation"])
+def test_what_is_left_out_when_tested_is_what_the_arm_lacks(arm: str) -> None:
+    """Weights of the whole model, less those of a gate, in the arm's model give the same."""
+    whole, lacking = (nnx.jit(lambda arm=arm: build(SMOKE, arm, nnx.Rngs(0)))() for arm in ("lightning", arm))
+    shapes = {path: each[...].shape for path, each in nnx.to_flat_state(nnx.state(lacking, nnx.Param))}
+    for path, each in nnx.to_flat_state(nnx.state(whole, nnx.Param)):
+        if each.ndim == 2:  # of the inner projection the last columns are the gate's
+            each = each.replace(each[...][:, : shapes[path][-1]])
+        nnx.update(lacking, nnx.from_flat_state({path: each}))
+    windows = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 17)))
+    bits, want = (nnx.jit(evaluate)(model, windows)["bits"] for model in (whole, lacking))
+    have = nnx.jit(lambda model: bits_without(arm, model, windows))(whole)
+    np.testing.assert_allclose(have, want, rtol=1e-6)
+    assert abs(have - bits) > 1e-4
 
 
 def test_times_that_are_planted() -> None:

@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jattn.implicit.adjoint import Adjoint, Implicit, Neumann, OneStep, Truncated, Unrolled
-from jattn.implicit.check import WEAKLY_ACTIVE, Check, checked_policy, factor
+from jattn.implicit.check import WEAKLY_ACTIVE, Check, checked_policy, factor, watched
 from jattn.implicit.condition import Condition, as_condition, fixed, stationary
 from jattn.implicit.iteration import Iteration
 from jattn.implicit.krylov import Report
@@ -39,11 +39,15 @@ class Certificate:
     """How far a solution is from one.
 
     Attributes:
-      residual: ‖F(inner, outer)‖ over ‖inner‖, or over 1 if that is more.
+      distance: about how far the inner variables are from the solution: ‖F(inner, outer)‖ over ‖A v‖, A = ∂F/∂inner
+        and v a random direction of length 1, so over the root mean square of A's singular values. Small where F is
+        small but A is not; by directions in which A is much smaller than in most it is too small.
+      residual: `distance` over ‖inner‖, or over 1 if that is more. The same for F and a multiple of F.
       active: which inequalities hold with equality; None where there are none.
       margin: the smaller of the least multiplier of those and the least slack of the others; at 0 is no derivative.
     """
 
+    distance: Float[Array, ""]
     residual: Float[Array, ""]
     active: Bool[Array, " inequalities"] | None
     margin: Float[Array, ""] | None
@@ -84,7 +88,9 @@ def root(
         `Unrolled()` takes any solver that JAX can differentiate.
       has_auxiliary: the solver returns a pair, inner variables and anything else.
       check: what happens when a derivative is taken where the certificate's residual is over `tolerance`, its margin
-        below a thousandth of that, or a linear solve ends far from its own tolerance. Values alone are never checked.
+        below a thousandth of that or below its distance, so that what is active may be something else at the solution,
+        or a linear solve of `Implicit` ends far from its own tolerance. Values alone are never checked, nor how many
+        terms of `Neumann` there ought to be.
       tolerance: see `check`.
 
     Returns:
@@ -105,7 +111,10 @@ def root(
         _refuse_what_is_not_real(init)
         if isinstance(adjoint, Unrolled | Truncated):
             inner, auxiliary = _through_steps(solver, adjoint, has_auxiliary, init, *outer, **named)
-            return Solution(inner, auxiliary, certificate(known, inner, *outer, **named))
+            made = certificate(known, inner, *outer, **named)
+            for what, value, limit in doubts(made, tolerance):
+                inner = watched(check, what, inner, value, limit)
+            return Solution(inner, auxiliary, made)
         inner, auxiliary = _without_derivatives(solver, has_auxiliary, init, *outer, **named)
         residual, closed_over = _opened(known.residual, inner, outer, named)
         whole = replace(known, residual=residual)
@@ -138,11 +147,36 @@ def minimise(objective: Callable[..., Float[Array, ""]], solver: Solver, **optio
 def certificate(condition: Condition, inner: Any, *outer: Any, **named: Any) -> Certificate:
     """How well the condition holds. Without derivatives."""
     inner, outer, named = jax.lax.stop_gradient((inner, outer, named))
-    residual = optax.tree.norm(condition.residual(inner, *outer, **named)) / jnp.maximum(optax.tree.norm(inner), 1)
+
+    def residual(inner: Any) -> Any:
+        return condition.residual(inner, *outer, **named)
+
+    missed, changed = (optax.tree.norm(each) for each in jax.jvp(residual, (inner,), (_direction(inner),)))
+    distance = jnp.where(missed == 0, 0, missed / changed)
+    relative = distance / jnp.maximum(optax.tree.norm(inner), 1)
     if condition.activity is None:
-        return Certificate(jax.lax.stop_gradient(residual), None, None)
-    active, margin = condition.activity(inner, *outer, **named)
-    return Certificate(*jax.lax.stop_gradient((residual, active, margin)))
+        return Certificate(*jax.lax.stop_gradient((distance, relative)), None, None)
+    return Certificate(*jax.lax.stop_gradient((distance, relative, *condition.activity(inner, *outer, **named))))
+
+
+def _direction(inner: Any) -> Any:
+    """Of length 1, with signs at random."""
+    leaves, structure = jax.tree.flatten(inner)
+    size = max(1, sum(leaf.size for leaf in map(jnp.asarray, leaves)))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    signs = [
+        jax.random.rademacher(key, jnp.shape(leaf), jnp.result_type(leaf))
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return structure.unflatten([each / size**0.5 for each in signs])
+
+
+def doubts(made: Certificate, tolerance: float) -> list[tuple[str, Float[Array, ""], Any]]:
+    """What is wrong if a number is not within its limit."""
+    doubts = [("residual of an inner solution that is differentiated", made.residual, tolerance)]
+    if made.margin is not None:
+        doubts.append((WEAKLY_ACTIVE, -made.margin, -jnp.maximum(1e-3 * tolerance, made.distance)))
+    return doubts
 
 
 def _opened_too(adjoint: Implicit | Neumann | OneStep) -> Implicit | Neumann | OneStep:
@@ -168,10 +202,9 @@ def _attach(
         inner, made, *outer = primals
         inner = solution(inner, made, *outer)  # so that its own derivatives are there for those of higher order
         _, image = jax.jvp(lambda *outer: condition.residual(inner, *outer), tuple(outer), tuple(tangents[2:]))
-        trusted = factor(check, "residual of an inner solution that is differentiated", made.residual, tolerance)
-        if made.margin is not None:
-            trusted = trusted * factor(check, WEAKLY_ACTIVE, -made.margin, -1e-3 * tolerance)
-        image = jax.tree.map(lambda each: each * trusted, image)
+        for doubt in doubts(made, tolerance):
+            trusted = factor(check, *doubt)
+            image = jax.tree.map(lambda each, trusted=trusted: each * trusted, image)
         judge = partial(_judge, adjoint, check) if check and isinstance(adjoint, Implicit) else None
         return inner, adjoint.tangent(condition, inner, image, judge, *outer)
 

@@ -11,8 +11,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn.implicit.adjoint import derivative
+from jattn.implicit.check import Check, checked_policy, factor
 from jattn.implicit.condition import Condition, as_condition
-from jattn.implicit.differentiate import certificate
+from jattn.implicit.differentiate import SLACK, certificate, doubts
 from jattn.implicit.linear_solve import ConjugateGradient, Gmres, LinearSolver, Minres, solve_linear
 
 
@@ -90,6 +91,9 @@ class Hypergradient:
       tolerances: of each step.
       extrapolate: start each step from where the last two lead, rather than from the last.
       most: iterations of a linear solve at most.
+      check: what happens where a step's inner residual is over ten times the loosest inner tolerance, its adjoint
+        residual over ten times what it was asked for, or its margin below the distance from the solution: "warn",
+        "raise", "poison" (the hypergradient, not the value), or None.
     """
 
     objective: Callable[[Any, Any], Float[Array, ""]]
@@ -98,6 +102,10 @@ class Hypergradient:
     tolerances: Tolerances = field(default_factory=Tolerances)
     extrapolate: bool = False
     most: int = 1000
+    check: Check = "warn"
+
+    def __post_init__(self) -> None:
+        checked_policy(self.check)
 
     def init(self, inner: Any) -> HypergradientState:
         """The state before the first step, with inner variables to begin with."""
@@ -135,6 +143,12 @@ class Hypergradient:
         change = jnp.where(state.step == 0, jnp.inf, jnp.abs(value - state.value))
         largest = jnp.where(state.step == 0, state.largest, jnp.maximum(state.largest, change))
         made = certificate(self.condition, inner, outer)
+        for doubt in (
+            *doubts(made, SLACK * self.tolerances.inner[0]),
+            ("relative residual of the linear solve of a hypergradient", report.residual, SLACK * adjoint_tolerance),
+        ):
+            trusted = factor(self.check, *doubt)
+            gradient = jax.tree.map(lambda each, trusted=trusted: each * trusted.astype(each.dtype), gradient)
         moved = None
         if self.extrapolate:  # but not from where step 0 began, which solved nothing
             later = (state.step > 0).astype(value.dtype)
@@ -207,6 +221,7 @@ def hypergradient(
     tolerances: Tolerances | None = None,
     extrapolate: bool = False,
     most: int = 1000,
+    check: Check = "warn",
 ) -> Hypergradient:
     """d objective(inner(outer), outer)/d outer over outer steps that each start from what the last one solved.
 
@@ -225,6 +240,10 @@ def hypergradient(
       extrapolate: start inner solver and linear solve from x + (x - the x before): fewer steps where outer variables
         move smoothly, but not for inner variables with a domain, such as of logarithms, which this may leave.
       most: iterations of a linear solve at most.
+      check: see `Hypergradient`.
+
+    Raises:
+      ValueError: no such check.
     """
     tolerances = Tolerances() if tolerances is None else tolerances
-    return Hypergradient(objective, as_condition(condition), solver, tolerances, extrapolate, most)
+    return Hypergradient(objective, as_condition(condition), solver, tolerances, extrapolate, most, check)

@@ -132,3 +132,23 @@ def test_memory() -> None:
 def test_what_makes_no_sense_is_refused(make: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Unrolled(2), Truncated(2)], ids=str)
+def test_what_is_unrolled_is_judged_too(adjoint: Any) -> None:
+    """x = ½ (x + θ), after many steps and after few; values are not judged."""
+
+    def step(inner: jax.Array, theta: jax.Array) -> jax.Array:
+        return 0.5 * (inner + theta)
+
+    def solve(steps: int, check: Any) -> Any:
+        return implicit.fixed_point(step, Iteration(step, steps), adjoint=adjoint, check=check)
+
+    def slope(steps: int, check: Any) -> jax.Array:
+        return jax.jit(jax.grad(lambda theta: solve(steps, check)(jnp.zeros(()), theta).value))(3.0)
+
+    far = {"Unrolled": 1 - 0.5**4, "Truncated": 1 - 0.5**2}[type(adjoint).__name__]
+    np.testing.assert_allclose(slope(4, None), far, rtol=1e-6)
+    assert np.isfinite(slope(40, "poison"))
+    assert np.isnan(slope(4, "poison"))
+    assert np.isfinite(solve(4, "poison")(jnp.zeros(()), 3.0).value)

@@ -218,6 +218,21 @@ def test_a_weakly_active_inequality_is_spoken_of() -> None:
         jax.block_until_ready(slope(0.0))
 
 
+def test_an_active_set_that_may_be_another_is_spoken_of() -> None:
+    """The same at θ < 0, where x = θ and nothing is active; but the solver stops where its multiplier still is."""
+    condition = implicit.kkt(lambda x, theta: 0.5 * (x - theta) ** 2, None, lambda x, _: x[None])
+    init = PrimalDual(jnp.zeros(()), None, jnp.zeros(1))
+
+    def slope(near: float, check: Any) -> jax.Array:
+        found = PrimalDual(jnp.asarray(-near), None, jnp.asarray([3 * near]))
+        solve = implicit.root(condition, lambda *_: found, adjoint=EXACT, check=check)
+        return jax.grad(lambda theta: solve(init, theta).value.primal)(-5 * near)
+
+    assert slope(5e-5, None) == 0  # where 1 is right
+    with pytest.raises(Exception, match="weakly active"):
+        slope(5e-5, "raise")
+
+
 def test_conic() -> None:
     """The nearest point of a second-order cone's slice: min t with ‖x - θ‖ ≤ t, aᵀx = 1, by its closed form.
 

@@ -124,6 +124,31 @@ def test_tolerances_follow_the_outer_objective() -> None:
     assert (np.asarray(reports.adjoint_residual) <= 1.001 * np.asarray(reports.adjoint_tolerance)).all()
 
 
+def test_steps_that_do_not_converge_do_not_pass_unnoticed() -> None:
+    """An inner solver that stops too soon, and a linear solve that does; values are never poisoned."""
+    outer = jnp.linspace(-3, 0, 20)
+
+    def stops(init: jax.Array, outer: jax.Array, tolerance: jax.Array) -> jax.Array:
+        return init
+
+    def stepped(solver: Any, most: int, check: Any) -> Any:
+        problem = hypergradient(validation, stationary(training), solver, most=most, check=check)
+        return jax.jit(problem.step)(problem.init(jnp.zeros(20)), outer)
+
+    assert np.isfinite(stepped(downhill, 1000, "raise")[1]).all()
+    for solver, most, what in ((stops, 1000, "residual of an inner solution"), (downhill, 1, "of the linear solve")):
+        value, gradient, _, _ = stepped(solver, most, "poison")
+        assert np.isfinite(value)
+        assert np.isnan(gradient).all()
+        assert np.isfinite(stepped(solver, most, None)[1]).all()
+        with pytest.warns(implicit.ImplicitWarning, match=what):
+            jax.block_until_ready(stepped(solver, most, "warn"))
+        with pytest.raises(Exception, match=what):
+            jax.block_until_ready(stepped(solver, most, "raise"))
+    with pytest.raises(ValueError, match="check must be"):
+        hypergradient(validation, stationary(training), downhill, check="loudly")
+
+
 def test_a_saved_state_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     problem = hypergradient(validation, stationary(training), downhill)
     step, outer = jax.jit(problem.step), jnp.full(20, -1.0)

@@ -269,9 +269,31 @@ def test_values_are_not_checked_and_forward_mode_is() -> None:
     outer = jnp.asarray(PENALTIES), jnp.asarray(TARGETS)
     found = solve(jnp.zeros(6), *outer)
     assert np.isfinite(found.value).all()
-    want = np.linalg.norm(jax.grad(objective)(found.value, *outer)) / max(1, np.linalg.norm(found.value))
-    np.testing.assert_allclose(found.certificate.residual, want, rtol=1e-10)
+    # Over the root mean square of the singular values, but for the direction that was drawn.
+    hessian = jax.hessian(objective)(found.value, *outer)
+    typical = np.linalg.norm(hessian) / 6**0.5
+    missed = np.linalg.norm(jax.grad(objective)(found.value, *outer))
+    np.testing.assert_allclose(found.certificate.distance, missed / typical, rtol=0.5)
+    relative = found.certificate.distance / max(1, np.linalg.norm(found.value))
+    np.testing.assert_allclose(found.certificate.residual, relative, rtol=1e-10)
     assert np.isnan(jax.jacfwd(lambda outer: solve(jnp.zeros(6), outer, TARGETS).value)(outer[0])).all()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_multiple_of_a_condition_is_judged_alike(size: float) -> None:
+    """min s (cosh x - θ x), whose solution is asinh θ with slope (1 + θ²)^-½; also far off, where s F is small."""
+
+    def scaled(x: jax.Array, theta: jax.Array) -> jax.Array:
+        return size * (jnp.cosh(x) - theta * x)
+
+    def slope(found: Any) -> jax.Array:
+        solve = implicit.minimise(scaled, lambda init, theta: found(theta), adjoint=Implicit(Dense()), check="raise")
+        return jax.grad(lambda theta: solve(jnp.zeros(()), theta).value)(5.0)
+
+    np.testing.assert_allclose(slope(jnp.arcsinh), 26**-0.5, rtol=1e-9)
+    np.testing.assert_allclose(slope(lambda theta: jnp.arcsinh(theta) + 1e-4), 26**-0.5, rtol=1e-3)
+    with pytest.raises(Exception, match="residual of an inner solution"):
+        slope(jnp.zeros_like)
 
 
 @pytest.mark.parametrize("check", ["poison", "warn"])

@@ -149,7 +149,7 @@ PRESETS = {
         ),
         "a minute on two cores, nearly all of it compilation",
     ),
-    "laptop": Preset(LAPTOP, "about 18 minutes on two cores"),
+    "laptop": Preset(LAPTOP, "about 16 minutes on two cores"),
     "paper": Preset(
         replace(
             LAPTOP, source="fashion_mnist", tiles=7, depths=TINY.depths, widths=TINY.widths, head_width=32, start=0.02,

@@ -148,6 +148,6 @@ PAPER = replace(
 
 PRESETS = {
     "smoke": Preset(SMOKE, "a minute on two cores, nearly all of it compiling"),
-    "laptop": Preset(LAPTOP, "about 18 minutes on two cores"),
+    "laptop": Preset(LAPTOP, "about 20 minutes on two cores"),
     "paper": Preset(PAPER, "the paper's sizes and steps, on bytes of the same small text: for accelerators"),
 }

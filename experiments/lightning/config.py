@@ -93,7 +93,7 @@ PRESETS = {
         ),
         "a minute on two cores",
     ),
-    "laptop": Preset(LAPTOP, "about 18 minutes on two cores"),
+    "laptop": Preset(LAPTOP, "about 17 minutes on two cores"),
     "paper": Preset(
         replace(
             LAPTOP, length=2048, width=1024, layers=24, heads=8, hidden=3072, batch_size=256, learning_rate=5e-4,

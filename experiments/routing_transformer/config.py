@@ -104,7 +104,7 @@ PRESETS = {
         ),
         "a few minutes on two cores, nearly all of it compiling",
     ),
-    "laptop": Preset(LAPTOP, "about 18 minutes on two cores"),
+    "laptop": Preset(LAPTOP, "about 19 minutes on two cores"),
     "paper": Preset(
         replace(
             LAPTOP, length=8192, width=1024, layers=12, hidden=2816, block=256, look_back=256, routing_layers=12,

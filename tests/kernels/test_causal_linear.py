@@ -227,7 +227,7 @@ def test_one_program_exports_for_every_platform() -> None:
         (Problem(decay="head"), {}),
         (Problem(state=True, length=9), NORMALISED),
     ],
-    ids=str,
+    ids=["with a state", "delta rule with a state", "a decay a head", "normalised with a state"],
 )
 def test_every_derivative(problem: Problem, options: dict[str, Any], implementation: str) -> None:
     """Reverse, forward, second order in both ways, against JAX's own derivatives of the quadratic form."""
@@ -300,7 +300,7 @@ def test_vmap_and_transposition() -> None:
         (Problem(), NORMALISED),
         (Problem(decay=None), NORMALISED | {"scale": 0.5}),
     ],
-    ids=str,
+    ids=["a decay a token", "a decay a head, scaled", "delta rule", "normalised", "normalised and scaled, no decay"],
 )
 def test_state_goes_on(problem: Problem, options: dict[str, Any]) -> None:
     """Two parts with the state between them, then token by token, are one pass."""

@@ -50,7 +50,7 @@ sizes_of_an_axis = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers
 
 
 @given(sizes_of_an_axis, sizes_of_an_axis, st.sampled_from(["causal", "not causal", "segments", "none"]), st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_mask_of_spread_tokens_is_the_mask(rows: Any, columns: Any, kind: str, data: st.DataObject) -> None:
     """Pair by pair, with nothing said of padding; and what is said of tiles is never too little, nor too full."""
     spread = Spread.of(*rows), Spread.of(*columns)

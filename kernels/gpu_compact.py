@@ -109,7 +109,9 @@ class Compact:
             return atom.val if isinstance(atom, Literal) else values[atom]
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom].astype(atom.aval.dtype)
+            value = held(atom)
+            # What a function is called with may be a literal too.
+            return value.astype(atom.aval.dtype) if isinstance(value, jax.Array) else value
 
         for equation in jaxpr.eqns:
             name, inputs = equation.primitive.name, equation.invars

@@ -173,10 +173,10 @@ def _direction(inner: Any) -> Any:
 
 def doubts(made: Certificate, tolerance: float) -> list[tuple[str, Float[Array, ""], Any]]:
     """What is wrong if a number is not within its limit."""
-    doubts = [("residual of an inner solution that is differentiated", made.residual, tolerance)]
-    if made.margin is not None:
-        doubts.append((WEAKLY_ACTIVE, -made.margin, -jnp.maximum(1e-3 * tolerance, made.distance)))
-    return doubts
+    unconverged = ("residual of an inner solution that is differentiated", made.residual, tolerance)
+    if made.margin is None:
+        return [unconverged]
+    return [unconverged, (WEAKLY_ACTIVE, -made.margin, -jnp.maximum(1e-3 * tolerance, made.distance))]
 
 
 def _opened_too(adjoint: Implicit | Neumann | OneStep) -> Implicit | Neumann | OneStep:

@@ -138,8 +138,11 @@ class Local(HalfPlanes):
         return Local(self.block, self.look_back, offset(self.align, grid))
 
     def margins(self, rows: Positions, columns: Positions) -> list[Any]:
-        own = rows + self.align
-        return [own - columns, columns - (own // self.block * self.block - self.look_back)]
+        own = jnp.asarray(rows + self.align)
+        # Into the block, also before position 0; kernels on a TPU have no division that rounds down.
+        into = jax.lax.rem(own, jnp.full_like(own, self.block))
+        start = own - jnp.where(into < 0, into + self.block, into)
+        return [own - columns, columns - (start - self.look_back)]
 
 
 @pytree

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from jattn.mechanisms.bi_level_routing import attention_over_regions
 from jattn.mechanisms.causal_routing import causal_routing_attention
@@ -15,8 +16,6 @@ from jattn.mechanisms.landmark import landmark_attention
 from jattn.mechanisms.local import local_attention
 from jattn.mechanisms.mixture_of_heads import sparse_heads
 from jattn.mechanisms.routing import routing_attention
-
-pytestmark = pytest.mark.slow
 
 LENGTH, HEADS, WIDTH = 36, 4, 8
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -61,6 +60,24 @@ MECHANISMS: dict[str, Attend] = {
 }
 
 
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_lowers_for_hardware_that_is_not_there(name: str) -> None:
+    """Values and gradients, as a platform's compiler is given them."""
+    attend = MECHANISMS[name]
+
+    def run(*given: jax.Array) -> Any:
+        return attend(*given), jax.grad(lambda *given: jnp.sin(attend(*given)).sum(), (0, 1, 2))(*given)
+
+    shapes = [jax.ShapeDtypeStruct((2, LENGTH, HEADS, WIDTH), jnp.float32)] * 3
+    allowed = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    text = export.export(jax.jit(run), platforms=("cuda", "tpu"), disabled_checks=allowed)(*shapes).mlir_module()
+    native = "__gpu$xla.gpu.triton" in text, "tpu_custom_call" in text
+    # With no implementation named, regions of four tokens, which are no whole tiles, run as the tiled loop, and few
+    # tokens with landmarks all at once.
+    assert native == 2 * (name not in ("listed regions", "landmarks"),)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["gpu", "tpu"])
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_values_and_gradients(name: str, implementation: str) -> None:

@@ -72,7 +72,7 @@ def truth(case: Case) -> np.ndarray:
 def _ours(case: Case, tolerance: float, check: str, adjoint: float = ADJOINT) -> Callable[..., Any]:
     conjugate = implicit.Implicit(implicit.ConjugateGradient(adjoint))
     solve = implicit.root(
-        case.condition, case.solver(tolerance), adjoint=conjugate, check=check, tolerance=10 * tolerance
+        case.condition, case.solver(tolerance), adjoint=conjugate, check=check, tolerance=1000 * tolerance
     )
     return lambda penalties, start: solve(start, penalties).value
 

@@ -1,9 +1,10 @@
-"""Mixture-of-head attention: byte language models whose tokens run some of the heads.
+"""Mixture-of-head attention: byte language models, and models of images, whose tokens run some of the heads.
 
-    jattn run mixture_of_heads        six arms, three seeds, then a trained multi-head model made into a mixture
+    jattn run mixture_of_heads        six arms, three seeds, then a trained multi-head model made into a mixture;
+                                      and two arms of vision transformers on handwritten digits, five seeds
 
-Read in this order: config, model, measure, claims, figures. How fast the sparse path is, `jattn bench` tells; models
-of images and diffusion, which the paper has too, are left out.
+Read in this order: config, model, measure, images, claims, figures. How fast the sparse path is, `jattn bench` tells;
+models of diffusion, which the paper has too, are left out.
 """
 
 import logging
@@ -16,6 +17,7 @@ from flax import nnx
 
 from experiments.mixture_of_heads import claims, figures
 from experiments.mixture_of_heads.config import MULTI_HEAD, PRESETS, Config
+from experiments.mixture_of_heads.images import run_images
 from experiments.mixture_of_heads.measure import byte_classes, choices, clearness, use_of_heads
 from experiments.mixture_of_heads.model import bits, bits_without_heads, build, convert, evaluate, loss
 from jattn.data.byte_windows import ByteText, byte_text
@@ -57,10 +59,13 @@ def run(config: Config, run: Run) -> None:
     )
     use, by_chance = use_of_heads(half, classes), use_of_heads(half, shuffled)
     claims.settle(run, tested, use, by_chance, use_of_heads(unbalanced, classes))
+    told_apart = run_images(run, config)
+    claims.settle_images(run, told_apart)
     run.save_results(
         {
             "corpus": {"name": corpus.name, "digest": corpus.digest, "bytes to train on": len(text.train)},
             "bits per byte": {name: values.tolist() for name, values in tested.items()},
+            "share of test images told apart": {name: values.tolist() for name, values in told_apart.items()},
             "Cramér's V of head and class, seeds by layers": clearness(use).tolist(),
         }
     )

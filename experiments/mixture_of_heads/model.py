@@ -8,10 +8,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.mixture_of_heads.config import MULTI_HEAD, Config, Mixture
+from jattn.interpret import Edit, Scale, capture, edit
 from jattn.layers.auxiliary import auxiliary_losses
 from jattn.layers.selection import top_k_mask
 from jattn.mechanisms import CausalSelfAttention, MixtureOfHeadsAttention
 from jattn.models.decoder import Decoder, DecoderConfig, next_token_losses
+from jattn.models.vision_transformer import VisionTransformer
 from jattn.train.language import bits_per_byte, language_loss
 
 
@@ -37,28 +39,26 @@ def convert(model: Decoder, mixture: Mixture) -> Decoder:
     return model
 
 
-class RandomHeads(nnx.Module):
-    """Attention of which each token keeps that many heads, drawn at random, with weight 1."""
+def without_random_heads(layers: int, keep: int, shape: tuple[int, int, int], key: Key[Array, ""]) -> list[Edit]:
+    """Edits by which each token keeps that many heads of multi-head attention, drawn at random, with weight 1.
 
-    def __init__(self, attention: CausalSelfAttention, keep: int, key: Key[Array, ""]):
-        self.attention, self.keep, self.key = attention, keep, nnx.Variable(key)
-
-    def __call__(
-        self, features: Float[Array, "batch length width"], *, positions: Int[Array, " length"] | None = None
-    ) -> Float[Array, "batch length width"]:
-        read = self.attention.attend(*self.attention.project(features, positions))
-        kept = top_k_mask(jax.random.uniform(self.key[...], read.shape[:3]), self.keep)
-        return self.attention.output(jnp.where(kept[..., None], read, 0).reshape(features.shape))
+    Args:
+      shape: batch, length and heads; every token of every layer draws its own.
+    """
+    edits = []
+    for layer in range(layers):
+        kept = top_k_mask(jax.random.uniform(jax.random.fold_in(key, layer), shape), keep)
+        edits.append(edit(f"layers.{layer}.attention.head_output", Scale(kept[..., None])))
+    return edits
 
 
 def losses_without_heads(
     keep: int, key: Key[Array, ""], model: Decoder, tokens: Int[Array, "batch length"]
 ) -> Float[Array, "batch predicted"]:
-    """Nats of the multi-head model with random heads left out, others for every token and layer."""
-    for layer, block in enumerate(model.blocks):
-        drawn = jax.random.fold_in(jax.random.fold_in(key, layer), tokens.sum())
-        block.attention = RandomHeads(block.attention, keep, drawn)
-    return next_token_losses(model, tokens)
+    """Nats of the multi-head model with random heads left out, others in every window."""
+    shape = (len(tokens), tokens.shape[1] - 1, model.blocks[0].attention.heads)
+    edits = without_random_heads(len(model.blocks), keep, shape, jax.random.fold_in(key, tokens.sum()))
+    return capture(partial(next_token_losses, model), tokens, edits=edits).output
 
 
 def bits_without_heads(
@@ -73,8 +73,15 @@ def loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Nats per byte, and the balance loss where there is one."""
     nats, metrics = language_loss(next_token_losses, model, windows)
+    return with_balance(nats, balance_weight, model, metrics)
+
+
+def with_balance(
+    task: Float[Array, ""], weight: float, model: Decoder | VisionTransformer, metrics: dict[str, Float[Array, ""]]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The task's loss plus the weighted balance loss of the last call, if there is one, which the metrics then have."""
     extra = auxiliary_losses(model)
-    return nats + balance_weight * extra.get("balance", jnp.zeros(())), {**metrics, **extra}
+    return task + weight * extra.get("balance", jnp.zeros(())), {**metrics, **extra}
 
 
 bits = partial(bits_per_byte, next_token_losses)

@@ -107,6 +107,17 @@ def run(config: Config, run: Run) -> None:
         }
     )
     run.figure("success", figures.success_of_arms(success), "Success of every arm by victim: mean and seeds.")
+    names, rows = figures.attacks_and_defences(examined)
+    for name, row in zip(names, rows, strict=True):
+        told = (f"{head} {value:.3f}" for head, value in zip(figures.HEADINGS, row, strict=True))
+        log.info("%s: %s", name, "; ".join(told).replace("\n", " "))
+    run.figure(
+        "defences",
+        figures.table_of_defences(names, rows),
+        "The attack (first column) beside what each defence leaves of it: shares of triggered test images of other "
+        "classes that are taken for the target, accuracy on clean ones, and what detectors see of the poisoned images. "
+        "Means of seeds.",
+    )
     run.figure(
         "objective",
         figures.objective_by_round(similarities, config.period),

@@ -92,10 +92,10 @@ class Config:
     records: int = 10
     temperature: float = 0.2
     target_decay: float = 0.98
-    rounds: int = 20
+    rounds: int = 12
     inner_steps: int = 25
     outer_steps: int = 10
-    period: int = 10
+    period: int = 6
     outer_rate: float = 1e-3
     unrolled: int = 2
     penalty: float = 10.0

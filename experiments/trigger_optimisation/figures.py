@@ -4,6 +4,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from experiments.trigger_optimisation.defences import Examined
+
 
 def success_of_arms(success: dict[str, dict[str, Float[np.ndarray, " seeds"]]]) -> Figure:
     """Success by arm and method: every seed, and the mean."""
@@ -20,6 +22,55 @@ def success_of_arms(success: dict[str, dict[str, Float[np.ndarray, " seeds"]]]) 
     axis.set_xticks(range(len(success)), [arm.replace("_", "\n") for arm in success], fontsize="small")
     axis.set(ylabel="triggered images taken for the target", ylim=(0, 1))
     axis.legend(fontsize="small")
+    return figure
+
+
+COLUMNS = {
+    "success": ("none", "success"),
+    "probe of\npoisoned images": ("labelled_poison", "success"),
+    "fine-tuned": ("tuned", "success"),
+    "pruned": ("pruned", "success"),
+    "accuracy": ("none", "accuracy"),
+    "accuracy,\nfine-tuned": ("tuned", "accuracy"),
+    "accuracy,\npruned": ("pruned", "accuracy"),
+}
+"""Of the table of attacks and defences: the defence, and the share that is told."""
+HEADINGS = (*COLUMNS, "spectral\nROC area", "silhouette,\nexcess")
+
+
+def attacks_and_defences(
+    examined: dict[str, dict[str, list[Examined]]],
+) -> tuple[list[str], Float[np.ndarray, "rows 9"]]:
+    """A row for each arm and method: the attack, what is left of it after each defence, and what detectors see.
+
+    Returns:
+      Names of rows, and means over seeds, as `HEADINGS` has them.
+    """
+    names, rows = [], []
+    for arm, by in examined.items():
+        for method, found in by.items():
+            shares = [[getattr(getattr(each, defence), share) for each in found] for defence, share in COLUMNS.values()]
+            seen = [[each.spectral for each in found], [each.silhouette for each in found]]
+            names.append(f"{arm.replace('_', ' ')}, {method}")
+            rows.append(np.mean(shares + seen, axis=1))
+    return names, np.array(rows)
+
+
+def table_of_defences(names: list[str], rows: Float[np.ndarray, "rows 9"]) -> Figure:
+    """The table of `attacks_and_defences`, the more success the redder."""
+    figure = Figure(figsize=(11, 0.32 * len(names) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    axis.axis("off")
+    colours = np.ones((*rows.shape, 4))
+    colours[:, :4, 1:3] = 1 - 0.7 * np.clip(rows[:, :4, None], 0, 1)
+    table = axis.table(
+        [[f"{value:.3f}" for value in row] for row in rows], rowLabels=names, cellColours=colours.tolist(),
+        colLabels=HEADINGS, loc="center", cellLoc="center",
+    )  # fmt: skip
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    for (line, _), cell in table.get_celld().items():
+        cell.set_height(2.2 / (len(names) + 2.2) if line == 0 else 1 / (len(names) + 2.2))
     return figure
 
 

@@ -97,7 +97,7 @@ class CausalSelfAttention(AttentionHeads):
         value: Float[Array, "batch length kv_heads head_dim"],
     ) -> Float[Array, "batch length heads head_dim"]:
         """What each head reads, before the output projection."""
-        return self.read(query, key, value, self._mask("start"))
+        return self.read(query, key, value, self.mask())
 
     def __call__(
         self,
@@ -130,9 +130,10 @@ class CausalSelfAttention(AttentionHeads):
         cache = KeyValueCache(_put(cache.key, key, lengths), _put(cache.value, value, lengths))
         # Of the queries' dtype, as keys and values are without a cache.
         keys, values = (each.swapaxes(1, 2).astype(query.dtype) for each in cache)
-        return self.write(self.read(query, keys, values, self._mask(lengths))), cache
+        return self.write(self.read(query, keys, values, self.mask(lengths))), cache
 
-    def _mask(self, align: str | Int[Array, " batch"]) -> Mask:
+    def mask(self, align: str | Int[Array, " batch"] = "start") -> Mask:
+        """Who may read whom; `align` as in `kernels.masks.Causal`."""
         return kernels.masks.Causal(align) if self.window is None else kernels.masks.Window(self.window - 1, 0, align)
 
 

@@ -15,6 +15,7 @@ import kernels
 from jattn.layers.auxiliary import AuxiliaryLoss
 from jattn.layers.selection import balance_loss, top_k_gates, top_k_mask
 from jattn.mechanisms.causal_self_attention import CAUSAL, CausalSelfAttention
+from kernels.masks.algebra import Mask
 
 Router = Literal["learned", "query_norm"]
 SMALL = 1e-12
@@ -113,13 +114,19 @@ def sparse_heads(
     value: Float[Array, "batch length kv_heads value_width"],
     active: Bool[Array, "batch length heads"],
     *,
+    mask: Mask | None = CAUSAL,
     implementation: str | None = None,
 ) -> Float[Array, "batch length heads value_width"]:
-    """Causal attention of each head for the tokens that run it, and 0 for the others.
+    """Attention of each head for the tokens that run it, and 0 for the others.
 
     The queries of a head's tokens are gathered in front, in order, and keep their positions; behind them are rows
     that may read nothing, whose tiles are skipped. Time goes with the number of active pairs, whichever they are;
     there is no capacity that a head could exceed, and nothing is dropped.
+
+    Args:
+      mask: of positions, under which nothing is read from ahead: `Causal`, or a `Window` that ends at the query. None:
+        every token may read every other.
+      implementation: as in `kernels.attention`.
     """
     batch, length, heads = active.shape
     token = jnp.arange(length)[:, None]
@@ -129,15 +136,16 @@ def sparse_heads(
     rank = jnp.where(active, ahead - 1, count + token - ahead)
     every = jnp.arange(batch)[:, None, None], rank, jnp.arange(heads)
     order = jnp.zeros_like(rank).at[every].set(jnp.broadcast_to(token, rank.shape), unique_indices=True)
-    place = jnp.where(token < count, order, -1)
-    mask = kernels.masks.At(CAUSAL, queries=place.swapaxes(1, 2), keys=token[:, 0])
+    # A query before all keys reads none of them, and one behind them all.
+    place = jnp.where(token < count, length if mask is None else order, -1)
+    placed = kernels.masks.At(CAUSAL if mask is None else mask, queries=place.swapaxes(1, 2), keys=token[:, 0])
     gathered = jnp.take_along_axis(query, order[..., None], axis=1)
-    read = kernels.attention(gathered, key, value, mask=mask, implementation=implementation)
+    read = kernels.attention(gathered, key, value, mask=placed, implementation=implementation)
     return jnp.take_along_axis(read, rank[..., None], axis=1)
 
 
 class MixtureOfHeadsAttention(nnx.Module):
-    """y_t = Σ_i g_i(t) H_i(t) W_o,i over the heads: causal self-attention with a gate for each token and head.
+    """y_t = Σ_i g_i(t) H_i(t) W_o,i over the heads: self-attention with a gate for each token and head.
 
     Attributes:
       balance: the balance loss of the last call, to be added to the task's (times 0.01 in the paper).
@@ -155,13 +163,16 @@ class MixtureOfHeadsAttention(nnx.Module):
         router: Router = "learned",
         rescale: bool = True,
         kv_heads: int | None = None,
-        base: float = 10000.0,
+        base: float | None = 10000.0,
+        causal: bool = True,
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
         """Heads `shared` to `heads` are routed, and each token keeps top_k of them.
 
         Args:
+          base: of the angles by which positions turn queries and keys; None: they do not.
+          causal: whether a token reads itself and those before it, or all, as patches of an image do.
           router: "learned" (a matrix, no bias; see `learned_routing`) or "query_norm" (`query_norm_routing`).
           rescale: of the learned router's gates.
         """
@@ -177,7 +188,7 @@ class MixtureOfHeadsAttention(nnx.Module):
         self.attention = CausalSelfAttention(
             width, heads, kv_heads=kv_heads, base=base, implementation=implementation, rngs=rngs
         )
-        self.shared, self.top_k, self.rescale, self.sparse = shared, top_k, rescale, False
+        self.shared, self.top_k, self.rescale, self.causal, self.sparse = shared, top_k, rescale, causal, False
         # Shared and routed heads are weighted as kinds only where there are both.
         self.kinds = 2 if shared and top_k else 0
         learned = router == "learned"
@@ -227,10 +238,11 @@ class MixtureOfHeadsAttention(nnx.Module):
         query, key, value = self.attention.project(features, positions)
         routing = self.route(features, query)
         self.balance[...] = routing.balance().astype(self.balance[...].dtype)
+        mask = self.attention.mask() if self.causal else None
         if self.sparse:
             implementation = self.attention.implementation
-            read = sparse_heads(query, key, value, routing.active, implementation=implementation)
+            read = sparse_heads(query, key, value, routing.active, mask=mask, implementation=implementation)
         else:
-            read = self.attention.attend(query, key, value)
+            read = self.attention.read(query, key, value, mask)
         gated = (routing.gates[..., None] * read).astype(read.dtype)
         return self.attention.write(gated)

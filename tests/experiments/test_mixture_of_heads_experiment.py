@@ -12,7 +12,9 @@ import pytest
 from flax import nnx
 
 from experiments.mixture_of_heads import EXPERIMENT
-from experiments.mixture_of_heads.config import MULTI_HEAD, PRESETS, Config, Mixture
+from experiments.mixture_of_heads.config import MULTI_HEAD, PRESETS, Config, Images, Mixture
+from experiments.mixture_of_heads.images import PIXELS, accuracy, accuracy_without_heads, split
+from experiments.mixture_of_heads.images import build as build_images
 from experiments.mixture_of_heads.measure import (
     CLASSES,
     byte_classes,
@@ -22,6 +24,7 @@ from experiments.mixture_of_heads.measure import (
     use_of_heads,
 )
 from experiments.mixture_of_heads.model import build, convert, losses_without_heads
+from jattn.data.images import digits
 from jattn.models.decoder import Decoder, next_token_losses
 from jattn.runs import open_run
 
@@ -70,6 +73,37 @@ def test_a_model_with_all_heads_kept_is_what_it_was_and_with_fewer_it_is_not() -
     assert jnp.abs(losses(partial(losses_without_heads, 2, key)) - want).max() > 1e-2
 
 
+def test_no_digit_is_in_two_parts_and_all_classes_are_in_each() -> None:
+    parts = split(Config())
+    assert [len(part.labels) for part in parts] == [1797 - 450 - 300, 300, 450]
+    source = digits()
+    known = {image.tobytes(): label for image, label in zip(source.images, source.labels, strict=True)}
+    assert len(known) == 1797
+    shown = [np.round(16 * np.asarray(part.images)[..., 0]).astype(np.uint8) for part in parts]
+    seen = [image.tobytes() for part in shown for image in part]
+    assert len(set(seen)) == 1797
+    labels = np.concatenate([part.labels for part in parts])
+    np.testing.assert_array_equal([known[image] for image in seen], labels)
+    even = np.bincount(source.labels) / 1797
+    for part in parts:
+        assert np.abs(np.bincount(part.labels) - even * len(part.labels)).max() <= 1
+
+
+def test_accuracy_on_images_is_of_all_heads_if_none_is_left_out() -> None:
+    graph, state = nnx.split(build_images(SMOKE, None, nnx.Rngs(0)))
+    part = split(SMOKE).test
+
+    def of(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
+        return float(jax.jit(lambda state: function(nnx.merge(graph, state), *arguments, part))(state))
+
+    assert part.images.shape[1:] == (PIXELS, PIXELS, 1)
+    key = jax.random.key(1)
+    kept = [of(partial(accuracy_without_heads, keep), key) for keep in (SMOKE.heads, 1)]
+    assert kept[0] == of(accuracy)
+    right = np.asarray(nnx.merge(graph, state)(part.images)).argmax(axis=-1) == np.asarray(part.labels)
+    np.testing.assert_allclose(kept[0], right.mean(), atol=1e-6)
+
+
 @pytest.mark.parametrize("arm", PRESETS["paper"].config.arms)
 def test_the_papers_size_builds(arm: str) -> None:
     """12 layers of width 768: 4 · 768² for attention, 3 · 768 · 2048 behind it, and the routers."""
@@ -83,7 +117,15 @@ def test_the_papers_size_builds(arm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"heads": 6}, {"seeds": 0}, {"learning_rate": 0.0}, {"balance_weight": -1.0}, {"steps": 0}]
+    "fields",
+    [
+        {"heads": 6},
+        {"images": Images(width=60)},
+        {"seeds": 0},
+        {"learning_rate": 0.0},
+        {"balance_weight": -1.0},
+        {"steps": 0},
+    ],
 )
 def test_a_config_that_makes_no_sense_is_refused_by_name(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
@@ -93,6 +135,6 @@ def test_a_config_that_makes_no_sense_is_refused_by_name(fields: dict) -> None:
 def test_a_whole_run_settles_its_claims(tmp_path: Path) -> None:
     with open_run(EXPERIMENT, "smoke", SMOKE, tmp_path / "run", quiet=True) as opened:
         EXPERIMENT.run(SMOKE, opened)
-        assert len(opened.verdicts) == 6
+        assert len(opened.verdicts) == 7
         assert {verdict.measured.repetitions for verdict in opened.verdicts} == {2}
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.svg")} == {"curves", "differences", "use"}

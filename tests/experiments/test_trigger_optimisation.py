@@ -37,6 +37,8 @@ from experiments.trigger_optimisation.config import (
 from experiments.trigger_optimisation.contrastive import Training
 from experiments.trigger_optimisation.data import split
 from experiments.trigger_optimisation.defences import (
+    Examined,
+    Scores,
     excess_silhouette,
     fit_probe,
     least_active,
@@ -46,6 +48,7 @@ from experiments.trigger_optimisation.defences import (
 )
 from experiments.trigger_optimisation.encoders import Convolution, Learner, batch_first, batch_last
 from experiments.trigger_optimisation.examination import Examination
+from experiments.trigger_optimisation.figures import HEADINGS, attacks_and_defences
 from experiments.trigger_optimisation.triggers import LEVELS, Generator, fixed, project, rounded
 from jattn.runs import Stopped, open_run
 
@@ -351,11 +354,22 @@ def test_the_smoke_preset_runs(tmp_path: Path) -> None:
         EXPERIMENT.run(SMOKE, run)
         assert len(run.verdicts) == 8
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.svg")} == {
-        "success", "objective", "features", "images",
+        "success", "defences", "objective", "features", "images",
     }  # fmt: skip
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["share of poisoned images"] == SMOKE.poisoned_share
     assert set(results["attack and defences"]) == set(SMOKE.arms)
+
+
+def test_the_table_of_defences_has_the_mean_of_seeds_in_the_right_columns() -> None:
+    one = Examined(*(Scores(0.9 - 0.1 * i, 0.1 * i) for i in range(4)), spectral=0.25, silhouette=0.5)
+    two = Examined(*(Scores(0.7 - 0.1 * i, 0.1 * i + 0.2) for i in range(4)), spectral=0.75, silhouette=0.0)
+    names, rows = attacks_and_defences({"half_of_it": {"byol": [one, two], "simsiam": [one]}, "clean": {"byol": [two]}})
+    assert names == ["half of it, byol", "half of it, simsiam", "clean, byol"]
+    # None, a probe of labelled poison, fine-tuned, pruned; then accuracy without a defence, fine-tuned and pruned.
+    np.testing.assert_allclose(rows[0], [0.1, 0.2, 0.3, 0.4, 0.8, 0.6, 0.5, 0.5, 0.25], atol=1e-12)
+    np.testing.assert_allclose(rows[1], [0.0, 0.1, 0.2, 0.3, 0.9, 0.7, 0.6, 0.25, 0.5], atol=1e-12)
+    assert len(HEADINGS) == rows.shape[1]
 
 
 @pytest.mark.slow

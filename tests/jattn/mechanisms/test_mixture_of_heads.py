@@ -1,5 +1,7 @@
 """Mixture of heads: gates against their formulas, multi-head attention where nothing is left out, the sparse path."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from flax import nnx
 from jattn.layers.auxiliary import AuxiliaryLoss, auxiliary_losses
 from jattn.mechanisms import (
     CausalSelfAttention,
+    FullAttention,
     MixtureOfHeadsAttention,
     learned_routing,
     query_norm_routing,
@@ -145,6 +148,27 @@ def test_with_all_heads_kept_it_starts_as_multi_head_attention() -> None:
     np.testing.assert_allclose(run(by_norm, inputs()), want, atol=1e-6)
 
 
+def test_patches_read_all_others_and_their_order_does_not_matter() -> None:
+    """Without causality and positions: full attention where all heads are kept, and what is shuffled stays shuffled."""
+    full = FullAttention(WIDTH, HEADS, implementation="reference", rngs=nnx.Rngs(2))
+    made = layer(top_k=5, base=None, causal=False)
+    for name in ("query", "key", "value", "output"):
+        setattr(made.attention, name, getattr(full, name))
+    made.router.kernel[...] = jnp.zeros_like(made.router.kernel[...])
+    np.testing.assert_allclose(run(made, inputs()), run(full, inputs()), atol=1e-6)
+    some = layer(base=None, causal=False)
+    order = np.random.default_rng(0).permutation(LENGTH)
+    np.testing.assert_allclose(run(some, inputs()[:, order]), run(some, inputs())[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_window_of_the_attention_that_is_converted_stays(sparse: bool) -> None:
+    attention = CausalSelfAttention(WIDTH, HEADS, window=4, implementation="reference", rngs=nnx.Rngs(2))
+    made = MixtureOfHeadsAttention.from_multi_head(attention, shared=3, top_k=5)
+    made.set_attributes(sparse=sparse)
+    np.testing.assert_allclose(run(made, inputs()), run(attention, inputs()), atol=1e-6)
+
+
 def test_a_head_that_a_token_does_not_run_has_no_gradient_from_it() -> None:
     model = layer()
     graph, parameters, others = nnx.split(model, nnx.Param, ...)
@@ -168,15 +192,17 @@ def test_a_head_that_a_token_does_not_run_has_no_gradient_from_it() -> None:
         np.testing.assert_array_equal(of_query > 0, active[token])
 
 
-def test_sparse_path_is_the_dense_one_with_all_its_gradients() -> None:
-    model = layer(router="query_norm", kv_heads=2)
+@pytest.mark.parametrize("causal", [True, False])
+def test_sparse_path_is_the_dense_one_with_all_its_gradients(causal: bool) -> None:
+    model = layer(router="query_norm", kv_heads=2, causal=causal)
     dense = output_and_slopes(model, inputs())
     model.set_attributes(sparse=True)
     sparse = output_and_slopes(model, inputs())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), dense, sparse)
 
 
-def test_heads_read_for_the_tokens_that_run_them_whoever_they_are() -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_read_for_the_tokens_that_run_them_whoever_they_are(causal: bool) -> None:
     """Against softmax in numpy: a head of all tokens, of none, of the last, of random ones, over several tiles."""
     rng = np.random.default_rng(3)
     length = 300
@@ -184,11 +210,13 @@ def test_heads_read_for_the_tokens_that_run_them_whoever_they_are() -> None:
     key, value = rng.normal(size=(2, 1, length, 2, 8))
     active = np.zeros((1, length, 4), bool)
     active[:, :, 0], active[:, -1, 2], active[:, :, 3] = True, True, rng.random((1, length)) < 0.4
-    found = jax.jit(sparse_heads)(*(jnp.asarray(each, jnp.float32) for each in (query, key, value)), active)
+    heads = jax.jit(sparse_heads if causal else partial(sparse_heads, mask=None))
+    found = heads(*(jnp.asarray(each, jnp.float32) for each in (query, key, value)), active)
     want = np.zeros_like(query)
     for head, token in zip(*np.nonzero(active[0].T), strict=True):
-        scores = key[0, : token + 1, head // 2] @ query[0, token, head] / 8**0.5
-        want[0, token, head] = softmax(scores) @ value[0, : token + 1, head // 2]
+        seen = slice(token + 1 if causal else None)
+        scores = key[0, seen, head // 2] @ query[0, token, head] / 8**0.5
+        want[0, token, head] = softmax(scores) @ value[0, seen, head // 2]
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import kernels
-from jattn.bench.cpu import gradients, pin_to_one_core, temporaries, timed
+from jattn.bench.cpu import gradients, pin_to_one_core, timed_program
 from jattn.layers.norms import layer_norm
 from jattn.mechanisms.bi_level_routing import attention_over_regions, route
 from jattn.mechanisms.causal_routing import causal_routing_attention
@@ -33,7 +33,6 @@ from kernels import masks
 HEADS, WIDTH = 4, 64
 LENGTHS = tuple(2**power for power in range(9, 17))
 FITTED_FROM = 4096
-ROUNDS = 3
 LONGEST_CALL = 30.0
 """CPU seconds; a longer call is the last of its mechanism."""
 FIGURE = Path("scaling.png")
@@ -180,24 +179,34 @@ class Measured:
 
 
 def measure(mechanism: Mechanism, backward: bool) -> Measured:
-    """At every length up to the first that takes too long."""
-    lengths, seconds, memory = [], [], []
+    """At every length up to the first that takes too long; rounds over all lengths, as the machine's speed drifts."""
+    runs, once, memory = [], [], []
     for length in LENGTHS:
         program = mechanism.program(length)
         program = gradients(program) if backward else program
         rng = np.random.default_rng(0)
         shape = (1, length, HEADS, WIDTH)
         arrays = [jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(4 if backward else 3)]
-        run = timed(program, arrays)
-        once = run()
-        rounds = 1 if once > LONGEST_CALL / 3 else ROUNDS
-        lengths.append(length)
-        seconds.append(float(np.median([run() for _ in range(rounds)])))
-        memory.append(temporaries(program, [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]))
-        log.info("%s, %s, %d: %.3g s", mechanism.name, _pass(backward), length, seconds[-1])
-        if once > LONGEST_CALL:
+        compiled = jax.jit(program).lower(*arrays).compile()
+        runs.append(timed_program(compiled, arrays))
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        once.append(runs[-1]())
+        if once[-1] > LONGEST_CALL:
             break
-    return Measured(tuple(lengths), np.array(seconds), np.array(memory, float))
+    found: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds(min(once))):
+        for run, first, seconds in zip(runs, once, found, strict=True):
+            if turn < rounds(first):
+                seconds.append(run())
+    lengths, medians = LENGTHS[: len(runs)], np.array([np.median(each) for each in found])
+    for length, seconds in zip(lengths, medians, strict=True):
+        log.info("%s, %s, %d: %.3g s", mechanism.name, _pass(backward), length, seconds)
+    return Measured(lengths, medians, np.array(memory, float))
+
+
+def rounds(seconds: float) -> int:
+    """How often a call of that many seconds is timed: for some 20 s in all, an odd number of times."""
+    return 1 if seconds > LONGEST_CALL / 3 else 3 if seconds > 4 else 5 if seconds > 1 else 15
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from jattn.bilevel.problem import Problem, Variables
 class BOME(Method):
     """Both kinds of variables move down ∇F + λ∇q, with λ such that q falls at least as fast as barrier ‖∇q‖².
 
+    Inner variables cannot be projected: where a bound holds them ∇q does not vanish, and λ no longer grows.
+
     Memory: "multiplier".
 
     Attributes:
@@ -37,7 +39,7 @@ class BOME(Method):
       barrier: η.
     """
 
-    accepts: ClassVar = frozenset({"project_outer", "project_inner"})
+    accepts: ClassVar = frozenset({"project_outer"})
 
     step: Schedule = 0.05
     inner_steps: int = 10
@@ -62,7 +64,7 @@ class BOME(Method):
         # At an exact inner solution of vanishing gradient there is nothing to multiply.
         multiplier = jnp.where(squared > 0, missing / jnp.where(squared > 0, squared, 1), 0)
         outer, inner = optax.tree.add_scale(point, -step, optax.tree.add_scale(of_outer, multiplier, of_excess))
-        return problem.to_outer(outer), problem.to_inner(inner), {"multiplier": multiplier}
+        return problem.to_outer(outer), inner, {"multiplier": multiplier}
 
     def measures(self, problem: Problem, state: State) -> dict[str, Array]:
         return {"multiplier": state.memory["multiplier"]}

@@ -49,7 +49,7 @@ def test_table_and_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     """In small: the numbers mean nothing."""
     monkeypatch.setattr(scaling, "MECHANISMS", (scaling.MECHANISMS[0], scaling.MECHANISMS[2]))
     monkeypatch.setattr(scaling, "LENGTHS", (64, 128))
-    monkeypatch.setattr(scaling, "ROUNDS", 1)
+    monkeypatch.setattr(scaling, "rounds", lambda seconds: 1)
     monkeypatch.setattr(scaling, "FIGURE", tmp_path / "scaling.png")
     monkeypatch.setattr(scaling, "pin_to_one_core", lambda: None)
     rows = scaling.measure_scaling()

@@ -48,15 +48,15 @@ class Toy:
 
 @dataclass(frozen=True)
 class FirstToy:
-    """The first toy: `size` outer variables in each of some instances."""
+    """The first toy: some instances of each of those numbers of outer variables."""
 
-    size: int = 100
+    sizes: tuple[int, ...] = (100, 300, 1000)
     instances: int = 5
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        if self.size < 10:
-            raise ValueError(f"size must be at least 10; got {self.size}")
+        if not self.sizes or min(self.sizes) < 10:
+            raise ValueError(f"sizes must be at least 10; got {self.sizes}")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ PRESETS = {
         replace(
             LAPTOP,
             toy=Toy((3, 5), 1000),
-            first_toy=FirstToy(20, 2),
+            first_toy=FirstToy((20, 30), 2),
             machine=Machine(training=30, validation=20, steps=40, seeds=2),
             cleaning=Machine("digits", 30, 20, 0.4, steps=40, penalties=(10.0, 50.0), seeds=2),
             race=Race(

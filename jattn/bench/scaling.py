@@ -193,10 +193,11 @@ def measure(mechanism: Mechanism, backward: bool) -> Measured:
         once.append(runs[-1]())
         if once[-1] > LONGEST_CALL:
             break
-    found: list[list[float]] = [[] for _ in runs]
+    # The first call of a program may be slower; of one that takes long that is as good as nothing.
+    found = [[first] if rounds(first) == 1 else [] for first in once]
     for turn in range(rounds(min(once))):
         for run, first, seconds in zip(runs, once, found, strict=True):
-            if turn < rounds(first):
+            if 1 < rounds(first) > turn:
                 seconds.append(run())
     lengths, medians = LENGTHS[: len(runs)], np.array([np.median(each) for each in found])
     for length, seconds in zip(lengths, medians, strict=True):

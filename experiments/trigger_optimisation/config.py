@@ -180,7 +180,7 @@ PRESETS = {
         ),
         "seconds, nearly all of it compilation",
     ),
-    "laptop": Preset(LAPTOP, "about half an hour of CPU time"),
+    "laptop": Preset(LAPTOP, "about 12 minutes on two cores"),
     "paper": Preset(
         replace(
             LAPTOP, source="cifar10.npz", side=32, pre_training=50_000, probe=5000, validation=1000, test=4000,

@@ -22,8 +22,9 @@ from experiments.lv_hba.config import PARTS, PRESETS, Config, Machine
 from experiments.lv_hba.first_toy import RELEASED_STEPS, coefficients, least, released
 from experiments.lv_hba.race import Raced, Track, race, random_search, seconds_to
 from experiments.lv_hba.support_vectors import RECORDS, baselines, learn, split
-from experiments.lv_hba.toy import ANSWER, PENALTY, errors
+from experiments.lv_hba.toy import PENALTY, errors
 from jattn.bilevel import extrapolate
+from jattn.bilevel.toys import CONVEX_TOY_ANSWER
 from jattn.runs import Experiment, Paper, Run
 
 log = logging.getLogger("jattn")
@@ -53,7 +54,7 @@ def _toy(config: Config, run: Run) -> Any:
     constant, _ = errors(smallest, part.steps, part.record_every, 1.0)
     once, twice = (errors(smallest, part.steps, part.record_every, factor * part.penalty)[1] for factor in (1, 2))
     points = (twice, np.asarray(extrapolate(once, twice)), (once + twice) / 2)
-    first, second, third = (float(np.linalg.norm(each - ANSWER) / abs(ANSWER) / smallest**0.5) for each in points)
+    first, second, third = (float(np.sqrt(np.mean((each / CONVEX_TOY_ANSWER - 1) ** 2))) for each in points)
     steps = part.record_every * np.arange(1, part.steps // part.record_every + 1)
     penalties = np.asarray(PENALTY(steps - 1), np.float64)
     claims.settle_toy(run, found, constant, penalties, (first, second, third), part.record_every)

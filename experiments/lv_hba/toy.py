@@ -10,30 +10,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from jattn.bilevel import LVHBA, Problem, Proximity, growing_penalty, solve
+from jattn.bilevel import LVHBA, Proximity, growing_penalty, solve
+from jattn.bilevel.toys import CONVEX_TOY_ANSWER, convex_toy
 
-ANSWER = -0.3
-"""Every outer variable of the solution; its inner ones are 0.7 and -0.4."""
 PENALTY = growing_penalty(1.0, 0.45)
 """Of iteration k, (k + 1)^0.45."""
-
-
-def convex_toy(size: int) -> Problem:
-    """F = ½‖x - y2‖² + ½‖y1 - 1‖², f = ½‖y1‖² - xᵀy1 + 1ᵀy2, and all variables sum to 0."""
-
-    def outer(x: Array, y: Array) -> Array:
-        return 0.5 * jnp.sum((x - y[1]) ** 2) + 0.5 * jnp.sum((y[0] - 1) ** 2)
-
-    def inner(x: Array, y: Array) -> Array:
-        return 0.5 * jnp.sum(y[0] ** 2) - x @ y[0] + y[1].sum()
-
-    def project(x: Array, y: Array) -> tuple[Array, Array]:
-        excess = (x.sum() + y.sum()) / (3 * size)
-        return x - excess, y - excess
-
-    return Problem(outer, inner, equality=lambda x, y: (x.sum() + y.sum())[None], project_joint=project)
 
 
 def errors(
@@ -52,4 +35,4 @@ def errors(
         lambda x, y: solve(convex_toy(size), method, x, y, steps=steps, record_every=record_every).records.outer
     )
     found = np.asarray(run(*start), np.float64)
-    return np.linalg.norm(found - ANSWER, axis=1) / (abs(ANSWER) * size**0.5), found[-1]
+    return np.linalg.norm(found - CONVEX_TOY_ANSWER, axis=1) / (abs(CONVEX_TOY_ANSWER) * size**0.5), found[-1]

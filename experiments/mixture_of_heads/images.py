@@ -1,7 +1,7 @@
 """Images: vision transformers that tell handwritten digits apart, whose patches run some of the heads."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def split(config: Config) -> Parts:
       ValueError: as `jattn.data.images.digits`.
     """
     found = digits()
-    cut = partial(train_test_split, random_state=config.seed)
+    cut: Any = partial(train_test_split, random_state=config.seed)
     rest, test = cut(np.arange(len(found.labels)), test_size=config.images.test, stratify=found.labels)
     train, validation = cut(rest, test_size=config.images.validation, stratify=found.labels[rest])
 

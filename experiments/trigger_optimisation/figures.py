@@ -1,5 +1,7 @@
 """The experiment's figures, and its tables as text."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -63,10 +65,9 @@ def table_of_defences(names: list[str], rows: Float[np.ndarray, "rows 9"]) -> Fi
     axis.axis("off")
     colours = np.ones((*rows.shape, 4))
     colours[:, :4, 1:3] = 1 - 0.7 * np.clip(rows[:, :4, None], 0, 1)
-    table = axis.table(
-        [[f"{value:.3f}" for value in row] for row in rows], rowLabels=names, cellColours=colours.tolist(),
-        colLabels=HEADINGS, loc="center", cellLoc="center",
-    )  # fmt: skip
+    told = [[f"{value:.3f}" for value in row] for row in rows]
+    cells: Any = colours.tolist()
+    table = axis.table(told, cellColours=cells, rowLabels=names, colLabels=HEADINGS, loc="center", cellLoc="center")
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     for (line, _), cell in table.get_celld().items():

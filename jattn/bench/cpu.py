@@ -30,12 +30,14 @@ def timed(function: Callable[..., Any], arguments: Sequence[Any]) -> Timed:
 def timed_program(compiled: Any, arguments: Sequence[Any]) -> Timed:
     """A compiled program, to be timed."""
 
-    def measure() -> float:
-        began = time.process_time()
-        jax.block_until_ready(compiled(*arguments))
-        return time.process_time() - began
+    return lambda: cpu_seconds(lambda: compiled(*arguments))
 
-    return measure
+
+def cpu_seconds(function: Callable[[], Any]) -> float:
+    """What one call takes of this process, until its results are there."""
+    began = time.process_time()
+    jax.block_until_ready(function())
+    return time.process_time() - began
 
 
 def temporaries(function: Callable[..., Any], shapes: Sequence[jax.ShapeDtypeStruct]) -> int:

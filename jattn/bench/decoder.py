@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jattn.bench.bound import Bound, logged
-from jattn.bench.cpu import Timed, pin_to_one_core
+from jattn.bench.cpu import Timed, cpu_seconds, pin_to_one_core
 from jattn.bench.interleave import interleave
 from jattn.bench.peers import decoder_of_transformers
 from jattn.models.generate import generate
@@ -75,12 +74,6 @@ def _rows() -> Iterator[dict[str, Any]]:
         yield Bound(1.0, at_least=True).row(what, "transformers", seconds["transformers"] / seconds["jattn"], speeds)
 
 
-def _seconds(run: Any) -> float:
-    began = time.process_time()
-    jax.block_until_ready(run())
-    return time.process_time() - began
-
-
 def _prompt(model: LanguageModel, tokens: np.ndarray) -> Timed:
     """Keys and values cached of the whole prompt, and logits made of the last token alone, as by transformers."""
     graph, parameters = nnx.split(model)
@@ -91,12 +84,14 @@ def _prompt(model: LanguageModel, tokens: np.ndarray) -> Timed:
         features, state = model.extend(tokens, model.empty_state(len(tokens), tokens.shape[1]))
         return model.logits(features[:, -1:]).argmax(), state
 
-    return partial(_seconds, partial(read, parameters, jnp.asarray(tokens)))
+    return partial(cpu_seconds, partial(read, parameters, jnp.asarray(tokens)))
 
 
 def _decode(model: LanguageModel, tokens: np.ndarray) -> Timed:
     """What more steps take: with 1 + STEPS against 1."""
-    short, long = (partial(_seconds, partial(generate, model, jnp.asarray(tokens), steps)) for steps in (1, 1 + STEPS))
+    short, long = (
+        partial(cpu_seconds, partial(generate, model, jnp.asarray(tokens), steps)) for steps in (1, 1 + STEPS)
+    )
     return lambda: long() - short()
 
 
@@ -105,7 +100,7 @@ def _prompt_of_torch(peer: Any, tokens: np.ndarray) -> Timed:
 
     def measure() -> float:
         with torch.inference_mode():
-            return _seconds(lambda: peer(torch.from_numpy(tokens), logits_to_keep=1, use_cache=True).logits.argmax())
+            return cpu_seconds(lambda: peer(torch.from_numpy(tokens), logits_to_keep=1, use_cache=True).logits.argmax())
 
     return measure
 
@@ -124,6 +119,6 @@ def _decode_of_torch(peer: Any, tokens: np.ndarray) -> Timed:
                     last = peer(last.logits[:, -1:].argmax(-1), past_key_values=last.past_key_values, use_cache=True)
                 return last.logits
 
-            return _seconds(decode)
+            return cpu_seconds(decode)
 
     return measure

@@ -187,7 +187,7 @@ def measure(mechanism: Mechanism, backward: bool) -> Measured:
         rng = np.random.default_rng(0)
         shape = (1, length, HEADS, WIDTH)
         arrays = [jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(4 if backward else 3)]
-        compiled = jax.jit(program).lower(*arrays).compile()
+        compiled: Any = jax.jit(program).lower(*arrays).compile()
         runs.append(timed_program(compiled, arrays))
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         once.append(runs[-1]())

@@ -16,9 +16,10 @@ from experiments.lv_hba.config import CHECKED, PARTS, PRESETS, GroupLasso, Machi
 from experiments.lv_hba.data_cleaning import cleaning, corrupted_digits, trained
 from experiments.lv_hba.race import Entrant, Lap, Track, race, seconds_to
 from experiments.lv_hba.support_vectors import Split, baselines, exact, learn, problem, split
-from experiments.lv_hba.toy import ANSWER, convex_toy, errors
+from experiments.lv_hba.toy import errors
 from jattn import bilevel
 from jattn.bilevel import SOBA, Problem
+from jattn.bilevel.toys import CONVEX_TOY_ANSWER, convex_toy
 from jattn.runs import open_run
 
 SMOKE = PRESETS["smoke"].config
@@ -30,7 +31,7 @@ def test_the_toys_answer() -> None:
     With y1 = x + 1 by stationarity, and the sums 0, the outer objective is a quadratic of means alone.
     """
     toy, size = convex_toy(4), 4
-    x, y = jnp.full(size, ANSWER), jnp.stack([jnp.full(size, 0.7), jnp.full(size, -0.4)])
+    x, y = jnp.full(size, CONVEX_TOY_ANSWER), jnp.stack([jnp.full(size, 0.7), jnp.full(size, -0.4)])
     np.testing.assert_allclose(toy.equality(x, y), 0, atol=1e-6)
     by_inner = jax.grad(lambda y: toy.inner(x, y) - toy.equality(x, y).sum())(y)
     np.testing.assert_allclose(by_inner, 0, atol=1e-6)
@@ -48,7 +49,7 @@ def test_the_toys_answer() -> None:
 def test_the_toys_error_falls_to_its_bar() -> None:
     found, last = errors(50, 1000, 200)
     assert found[-1] <= claims.ERRORS[1]
-    np.testing.assert_allclose(np.linalg.norm(last - ANSWER) / (0.3 * 50**0.5), found[-1], rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(last - CONVEX_TOY_ANSWER) / (0.3 * 50**0.5), found[-1], rtol=1e-6)
 
 
 def test_the_first_toys_least_value_and_inner_solution() -> None:

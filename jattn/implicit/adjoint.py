@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from jattn.implicit.condition import Condition
@@ -12,6 +14,8 @@ from jattn.implicit.krylov import Report
 from jattn.implicit.linear_solve import Automatic, LinearSolver, solve_linear
 
 Judge = Callable[[Report], Float[Array, ""]]
+MOST_POWERS = 10
+"""Steps of the power method by which a series is judged."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Implicit:
 class Neumann:
     """A⁻¹ by the first terms of its series, rate · Σ (1 - rate · A)ⁱ: for maps that contract, small steps downhill.
 
-    What is left out is a part ‖1 - rate · A‖ ** terms of the whole.
+    What is left out is a part ‖1 - rate · A‖ ** terms of the whole. A series that diverges is spoken of (`check`).
 
     Attributes:
       terms: at least 1.
@@ -70,6 +74,23 @@ class Neumann:
             return left, None
 
         return jax.lax.scan(step, right, None, length=self.terms - 1)[0]
+
+    def growth(self, condition: Condition, inner: Any, *outer: Any) -> Float[Array, ""]:
+        """About how many times as long as the last a term is, late in the series; above 1 it diverges.
+
+        By `terms` steps of the power method on 1 - rate · A, or ten if that is less, from a random direction. Without
+        derivatives.
+        """
+        inner, outer = jax.lax.stop_gradient((inner, outer))
+        matrix = derivative(condition, inner, *outer)
+
+        def step(term: Any, _: None) -> tuple[Any, Array]:
+            after = jax.tree.map(lambda x, ax: x - self.rate * ax, term, matrix(term))
+            size = optax.tree.norm(after)
+            return jax.tree.map(lambda each: each / jnp.where(size > 0, size, 1), after), size
+
+        steps = min(self.terms, MOST_POWERS)
+        return jax.lax.stop_gradient(jax.lax.scan(step, random_direction(inner), None, length=steps)[1][-1])
 
 
 @dataclass(frozen=True)
@@ -121,3 +142,15 @@ def derivative(condition: Condition, inner: Any, *outer: Any) -> Callable[[Any],
     """v -> sign · ∂F/∂inner v, linearised once."""
     _, linear = jax.linearize(lambda inner: condition.residual(inner, *outer), inner)
     return lambda vector: jax.tree.map(lambda each: condition.sign * each, linear(vector))
+
+
+def random_direction(inner: Any) -> Any:
+    """Of length 1, with signs at random."""
+    leaves, structure = jax.tree.flatten(inner)
+    size = max(1, sum(leaf.size for leaf in map(jnp.asarray, leaves)))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    signs = [
+        jax.random.rademacher(key, jnp.shape(leaf), jnp.result_type(leaf))
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return structure.unflatten([each / size**0.5 for each in signs])

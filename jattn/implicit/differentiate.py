@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jattn.implicit.adjoint import Adjoint, Implicit, Neumann, OneStep, Truncated, Unrolled
+from jattn.implicit.adjoint import Adjoint, Implicit, Neumann, OneStep, Truncated, Unrolled, random_direction
 from jattn.implicit.check import WEAKLY_ACTIVE, Check, checked_policy, factor, watched
 from jattn.implicit.condition import Condition, as_condition, fixed, stationary
 from jattn.implicit.iteration import Iteration
@@ -29,6 +29,7 @@ class Runs(Protocol):
 
 
 Solver = Callable[..., Any] | Runs
+DIVERGES = "length of a term of Neumann's series over that of the last"
 SLACK = 10.0
 """A linear solve is spoken of when its residual is so many times its tolerance."""
 
@@ -89,8 +90,8 @@ def root(
       has_auxiliary: the solver returns a pair, inner variables and anything else.
       check: what happens when a derivative is taken where the certificate's residual is over `tolerance`, its margin
         below a thousandth of that or below its distance, so that what is active may be something else at the solution,
-        or a linear solve of `Implicit` ends far from its own tolerance. Values alone are never checked, nor how many
-        terms of `Neumann` there ought to be.
+        or a linear solve of `Implicit` ends far from its own tolerance, or the series of `Neumann` diverges. Values
+        alone are never checked, nor how many terms of `Neumann` there ought to be.
       tolerance: see `check`.
 
     Returns:
@@ -151,24 +152,12 @@ def certificate(condition: Condition, inner: Any, *outer: Any, **named: Any) -> 
     def residual(inner: Any) -> Any:
         return condition.residual(inner, *outer, **named)
 
-    missed, changed = (optax.tree.norm(each) for each in jax.jvp(residual, (inner,), (_direction(inner),)))
+    missed, changed = (optax.tree.norm(each) for each in jax.jvp(residual, (inner,), (random_direction(inner),)))
     distance = jnp.where(missed == 0, 0, missed / changed)
     relative = distance / jnp.maximum(optax.tree.norm(inner), 1)
     if condition.activity is None:
         return Certificate(*jax.lax.stop_gradient((distance, relative)), None, None)
     return Certificate(*jax.lax.stop_gradient((distance, relative, *condition.activity(inner, *outer, **named))))
-
-
-def _direction(inner: Any) -> Any:
-    """Of length 1, with signs at random."""
-    leaves, structure = jax.tree.flatten(inner)
-    size = max(1, sum(leaf.size for leaf in map(jnp.asarray, leaves)))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    signs = [
-        jax.random.rademacher(key, jnp.shape(leaf), jnp.result_type(leaf))
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return structure.unflatten([each / size**0.5 for each in signs])
 
 
 def doubts(made: Certificate, tolerance: float) -> list[tuple[str, Float[Array, ""], Any]]:
@@ -202,7 +191,10 @@ def _attach(
         inner, made, *outer = primals
         inner = solution(inner, made, *outer)  # so that its own derivatives are there for those of higher order
         _, image = jax.jvp(lambda *outer: condition.residual(inner, *outer), tuple(outer), tuple(tangents[2:]))
-        for doubt in doubts(made, tolerance):
+        doubted = doubts(made, tolerance)
+        if check and isinstance(adjoint, Neumann) and adjoint.terms > 1:
+            doubted.append((DIVERGES, adjoint.growth(condition, inner, *outer), 1.0))
+        for doubt in doubted:
             trusted = factor(check, *doubt)
             image = jax.tree.map(lambda each, trusted=trusted: each * trusted, image)
         judge = partial(_judge, adjoint, check) if check and isinstance(adjoint, Implicit) else None

@@ -85,6 +85,27 @@ def test_steps_downhill_and_their_rate() -> None:
     np.testing.assert_allclose(jax.jacfwd(lambda outer: one(jnp.zeros(3), outer).value)(jnp.ones(3)), rate * np.eye(3))
 
 
+@pytest.mark.parametrize("terms", [2, 4, 100])
+def test_a_series_that_diverges_is_spoken_of_and_one_that_does_not_is_not(terms: int) -> None:
+    """At a rate over 2 / the largest eigenvalue, 2, of which a random direction of 40 has little."""
+    hessian = np.diag(np.concatenate([np.linspace(0.1, 0.5, 39), [2.0]]))
+
+    def derivative(rate: float, check: str) -> jax.Array:
+        solve = implicit.root(
+            implicit.stationary(lambda inner, outer: 0.5 * inner @ hessian @ inner - outer @ inner),
+            lambda init, outer: outer / jnp.diag(hessian),
+            adjoint=Neumann(terms, rate),
+            check=check,
+        )
+        return jax.jit(jax.grad(lambda outer: solve(jnp.zeros(40), outer).value.sum()))(jnp.ones(40))
+
+    series = sum(np.linalg.matrix_power(np.eye(40) - 0.95 * hessian, power) for power in range(terms))
+    np.testing.assert_allclose(derivative(0.95, "raise"), 0.95 * series.sum(axis=0), rtol=1e-9)
+    # Few terms are judged by as few steps of the power method, which find only a rate that is far off.
+    assert jnp.isnan(derivative(3.0 if terms < 10 else 1.1, "poison")).all()
+    assert jnp.isfinite(derivative(3.0, None)).all()
+
+
 def test_an_iteration_stops_where_it_moves_little() -> None:
     found = Iteration(step, 10_000, tolerance=1e-10)(jnp.zeros(5), OUTER)
     np.testing.assert_allclose(found, np.linalg.solve(np.eye(5) - MATRIX, OUTER), rtol=1e-7)

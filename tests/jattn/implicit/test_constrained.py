@@ -202,6 +202,46 @@ def test_kkt_and_quadratic_programs(name: str, linear_solver: Any) -> None:
             np.testing.assert_allclose(have[:, index], (above - below) / 2e-5, atol=1e-6)
 
 
+def test_kkt_of_constraints_that_are_not_affine() -> None:
+    """The nearest point x of a ball: of u = θ/‖θ‖, dx/dθ = (1 - uuᵀ) r/‖θ‖ and dx/dr = u; and of a sphere, as equality.
+
+    Of ½‖x - θ‖² + μ/2 (‖x‖² - r²) the multiplier is ‖θ‖/r - 1, negative on the sphere for θ inside.
+    """
+
+    def square(x: jax.Array, theta: jax.Array, radius: jax.Array) -> jax.Array:
+        return 0.5 * (x @ x - radius**2)[None]
+
+    def distance(x: jax.Array, theta: jax.Array, radius: jax.Array) -> jax.Array:
+        return 0.5 * jnp.sum((x - theta) ** 2)
+
+    def solver(init: PrimalDual, theta: jax.Array, radius: jax.Array) -> PrimalDual:
+        size = jnp.linalg.norm(theta)
+        multiplier = (size / radius - 1)[None]
+        either = (multiplier, None) if init.inequality is None else (None, multiplier)
+        return PrimalDual(radius * theta / size, *either)
+
+    conditions = {"ball": implicit.kkt(distance, None, square), "sphere": implicit.kkt(distance, square, None)}
+    for name, theta in (("ball", [3.0, -1.0, 2.0]), ("sphere", [3.0, -1.0, 2.0]), ("sphere", [0.3, 0.1, -0.2])):
+        zero = jnp.zeros(1)
+        init = PrimalDual(jnp.zeros(3), *((None, zero) if name == "ball" else (zero, None)))
+        solve = implicit.root(conditions[name], solver, adjoint=EXACT, check="raise", tolerance=1e-9)
+        theta, radius = jnp.asarray(theta), jnp.asarray(1.5)
+        size, unit = np.linalg.norm(theta), np.asarray(theta) / np.linalg.norm(theta)
+        want = (np.eye(3) - np.outer(unit, unit)) * 1.5 / size, unit
+        curvature = -1.5 / size**2 * np.einsum("i,jk->ijk", unit, np.eye(3) - np.outer(unit, unit))
+        curvature = curvature + np.swapaxes(curvature, 0, 1) + np.swapaxes(curvature, 0, 2)
+        for mode in (jax.jacfwd, jax.jacrev):
+
+            def primal(theta: jax.Array, radius: jax.Array, solve: Any = solve, init: Any = init) -> jax.Array:
+                return solve(init, theta, radius).value.primal
+
+            found = jax.jit(mode(primal, (0, 1)))(theta, radius)
+            np.testing.assert_allclose(found[0], want[0], atol=1e-9)
+            np.testing.assert_allclose(found[1], want[1], atol=1e-9)
+            second = jax.jit(jax.jacfwd(mode(primal)))(theta, radius)
+            np.testing.assert_allclose(second, curvature, atol=1e-8)
+
+
 def test_a_weakly_active_inequality_is_spoken_of() -> None:
     """min ½(x - θ)² with x ≤ 0 at θ = 0: the derivative jumps from 1 to 0 there."""
     condition = implicit.kkt(lambda x, theta: 0.5 * (x - theta) ** 2, None, lambda x, _: x[None])

@@ -77,7 +77,7 @@ def _first_toy(config: Config, run: Run) -> Any:
             found[size][name] = np.array([np.asarray(made(each), np.float64) for each in instances])
         log.info("first toy of %d outer variables: %s", size, _shares_of_least(found[size])["learned"])
     claims.settle_first_toy(run, {size: _shares_of_least(values) for size, values in found.items()})
-    return _listed(found)
+    return _listed({f"{size} variables": values for size, values in found.items()})
 
 
 def _shares_of_least(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

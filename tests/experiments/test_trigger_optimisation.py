@@ -328,7 +328,7 @@ def test_the_papers_size_builds() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"rounds": 15}, "rounds must be a multiple of period = 10; got 15"),
+        ({"rounds": 15}, "rounds must be a multiple of period = 6; got 15"),
         ({"unrolled": 26}, "unrolled must be at most inner_steps = 25; got 26"),
         ({"encoder": "vit"}, "encoder must be one of"),
         ({"epsilon": 256}, "epsilon must be from 0 to 255; got 256"),

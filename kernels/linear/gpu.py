@@ -21,8 +21,8 @@ from kernels.schedule import Tiles
 
 CHUNK = 32
 WIDEST = 256
-STATE = 4096
-"""Numbers of a state that a program keeps."""
+STATE = {2: 4096, 4: 2048}
+"""Numbers of a state that a program keeps, by bytes of a number of the arrays: wider operands need registers too."""
 
 
 def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str | None:
@@ -54,7 +54,7 @@ def _kernel(
     step = getattr(Chunk(reverse, query.dtype, lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST), name)
     chunks = arrays.length // chunk
     width, features = (arrays.arrays[number].shape[-1] for number in (0, 2))
-    part = min(features, max(16, STATE // width))
+    part = min(features, max(16, STATE[query.dtype.itemsize] // width))
 
     def kernel(query_ref: Any, key_ref: Any, value_ref: Any, passed_ref: Any, output_ref: Any) -> None:
         def visit(number: Any, state: Array) -> Array:

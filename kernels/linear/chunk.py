@@ -56,8 +56,8 @@ class Chunk:
         state: Float[Array, "width value_width"],
     ) -> tuple[Float[Array, "chunk value_width"], Float[Array, "width value_width"]]:
         """The chunk's part of the solution, and the next state."""
-        inside = self._scores(query, key, rows, columns, strict=True)
         left = target - self._read(query, rows, whole, state)
+        inside = self._scores(query, key, rows, columns, strict=True)
         solution = _product(_inverse(inside), left, 1, 0)
         return solution, self._next(key, solution, rows, whole, state)
 

@@ -21,8 +21,8 @@ from kernels.schedule import Tiles
 
 CHUNK = 32
 WIDEST = 256
-STATE = {2: 4096, 4: 2048}
-"""Numbers of a state that a program keeps, by bytes of a number of the arrays: wider operands need registers too."""
+HELD = {2: 4096, 4: 2048}
+"""Numbers that a program holds of its state, and of a chunk of keys, by bytes of a number of the arrays."""
 
 
 def supports(query: Any, key: Any, value: Any, log_decay: Any, **_: Any) -> str | None:
@@ -46,7 +46,8 @@ def _kernel(
     interpret: Any = False,
 ) -> list[Array]:
     """What the method of `Chunk` of that name computes; see `kernels.linear.derivatives`."""
-    chunk = power(min(tiles.rows if tiles else CHUNK, max(sizes[0], 1)))
+    held = max(16, HELD[query.dtype.itemsize] // power(query.shape[-1]))
+    chunk = power(min(tiles.rows if tiles else min(CHUNK, held), max(sizes[0], 1)))
     arrays = Padded.of((query, key, value), log_decay, axes, chunk, features=power)
     if arrays.empty:
         return [jnp.zeros(arrays.result, query.dtype)]
@@ -54,7 +55,7 @@ def _kernel(
     step = getattr(Chunk(reverse, query.dtype, lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST), name)
     chunks = arrays.length // chunk
     width, features = (arrays.arrays[number].shape[-1] for number in (0, 2))
-    part = min(features, max(16, STATE[query.dtype.itemsize] // width))
+    part = min(features, held)
 
     def kernel(query_ref: Any, key_ref: Any, value_ref: Any, passed_ref: Any, output_ref: Any) -> None:
         def visit(number: Any, state: Array) -> Array:

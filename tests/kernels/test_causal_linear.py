@@ -198,15 +198,6 @@ def test_derivatives_by_pallas_kernels(problem: Problem, implementation: str) ->
     assert worst(have, want) < 5e-5 * size
 
 
-@pytest.mark.parametrize("implementation", PALLAS)
-def test_pallas_kernels_in_bfloat16(implementation: str) -> None:
-    half = jax.tree.map(lambda array: array.astype(jnp.bfloat16), Problem(length=40, width=16).arrays(np.float32))
-    output, _ = in_chunks(implementation, 16)(half)
-    want, _, _ = recurrence(**jax.tree.map(lambda array: np.asarray(array, np.float64), half))
-    assert output.dtype == jnp.bfloat16
-    assert worst(output, want) < 2**-6 * np.abs(want).max()
-
-
 def test_one_program_exports_for_every_platform() -> None:
     """With the native kernels in it, both of them."""
     arrays = Problem(delta=True, batch=1, length=128, width=64, value_width=64).arrays(np.float32)

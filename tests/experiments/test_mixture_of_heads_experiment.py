@@ -13,7 +13,7 @@ from flax import nnx
 
 from experiments.mixture_of_heads import EXPERIMENT
 from experiments.mixture_of_heads.config import MULTI_HEAD, PRESETS, Config, Images, Mixture
-from experiments.mixture_of_heads.images import PIXELS, accuracy, accuracy_without_heads, split
+from experiments.mixture_of_heads.images import PIXELS, Labelled, accuracy, accuracy_without_heads, loss, split
 from experiments.mixture_of_heads.images import build as build_images
 from experiments.mixture_of_heads.measure import (
     CLASSES,
@@ -114,6 +114,19 @@ def test_the_papers_size_builds(arm: str) -> None:
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 12 * layer + 2 * 256 * 768 + 768
     active = {name: mixture.shared + mixture.top_k for name, mixture in config.mixtures.items()}
     assert active == {"mixture_100": 12, "mixture_75": 9, "mixture_50": 6, "unbalanced_50": 6, "no_shared_50": 6}
+
+
+@pytest.mark.parametrize("arm", [None, "mixture_50"])
+def test_the_papers_size_of_images_builds(arm: str | None) -> None:
+    """12 layers of width 192 on 64 patches, with logits and a gradient that come out in shapes; sizes as by hand."""
+    config = PRESETS["paper"].config
+    model = nnx.eval_shape(lambda: build_images(config, arm and config.mixtures[arm], nnx.Rngs(0)))
+    layer = 4 * 192**2 + 2 * 192 * 768 + 768 + 192 + 2 * 2 * 192 + (14 * 192 if arm else 0)
+    outside = (1 + 1) * 192 + 64 * 192 + 2 * 192 + 192 * 10 + 10
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 12 * layer + outside
+    batch = Labelled(jnp.zeros((config.images.batch_size, PIXELS, PIXELS, 1)), jnp.zeros(config.images.batch_size, int))
+    slopes = nnx.eval_shape(nnx.grad(partial(loss, config.balance_weight), has_aux=True), model, batch)[0]
+    assert jax.tree.map(jnp.shape, slopes) == jax.tree.map(jnp.shape, nnx.state(model, nnx.Param))
 
 
 @pytest.mark.parametrize(

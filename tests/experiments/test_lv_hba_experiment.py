@@ -99,7 +99,6 @@ def test_splits_share_no_sample_and_the_inner_solution_is_one(given: Machine, si
     np.testing.assert_array_equal(turned, data.corrupted)
 
 
-@pytest.mark.slow
 def test_the_outer_objective_moves_the_slack_weights_and_nothing_else_does() -> None:
     data = split(SMOKE.machine, (0, 0))
     learned, unguided = (learn(data, 10.0, 200, 30.0, weight) for weight in (1.0, 0.0))

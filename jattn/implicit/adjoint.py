@@ -24,7 +24,8 @@ class Implicit:
 
     Attributes:
       linear_solver: for A.
-      preconditioner: (inner, *outer) -> (v -> M⁻¹ v) with M near A, symmetric where A is; None: none.
+      preconditioner: (inner, *outer) -> (v -> M⁻¹ v) with M near A, symmetric where A is; None: none. Made once, but
+        for each vector where it closes over traced values: what is costly to make is better given as an outer argument.
     """
 
     linear_solver: LinearSolver = field(default_factory=Automatic)

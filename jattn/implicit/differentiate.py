@@ -118,9 +118,11 @@ def root(
             return Solution(inner, auxiliary, made)
         inner, auxiliary = _without_derivatives(solver, has_auxiliary, init, *outer, **named)
         residual, closed_over = _opened(known.residual, inner, outer, named)
-        whole = replace(known, residual=residual)
+        whole = replace(known, residual=lambda inner, outer, named, closed: residual(inner, outer, named, closed[0]))
+        opened, preconditions = _opened_too(adjoint, inner, outer, named)
         made = certificate(known, inner, *outer, **named)
-        value = _attach(whole, _opened_too(adjoint), check, tolerance, made, inner, outer, named, closed_over)
+        closed = closed_over, jax.lax.stop_gradient(preconditions)
+        value = _attach(whole, opened, check, tolerance, made, inner, outer, named, closed)
         return Solution(value, auxiliary, made)
 
     return solve
@@ -168,12 +170,28 @@ def doubts(made: Certificate, tolerance: float) -> list[tuple[str, Float[Array, 
     return [unconverged, (WEAKLY_ACTIVE, -made.margin, -jnp.maximum(1e-3 * tolerance, made.distance))]
 
 
-def _opened_too(adjoint: Implicit | Neumann | OneStep) -> Implicit | Neumann | OneStep:
-    """Its preconditioner as a function of what an opened condition is one of."""
+def _opened_too(
+    adjoint: Implicit | Neumann | OneStep, inner: Any, outer: tuple, named: dict
+) -> tuple[Implicit | Neumann | OneStep, list]:
+    """Its preconditioner as a function of what an opened condition is one of, and what that closes over.
+
+    Where it closes over traced values it is made anew for each vector, as what it returns cannot be opened.
+    """
     if not isinstance(adjoint, Implicit) or adjoint.preconditioner is None:
-        return adjoint
+        return adjoint, []
     given = adjoint.preconditioner
-    return replace(adjoint, preconditioner=lambda inner, outer, named, _: given(inner, *outer, **named))
+
+    def apply(vector: Any, inner: Any, outer: tuple, named: dict) -> Any:
+        return given(inner, *outer, **named)(vector)
+
+    converted, closed_over = jax.closure_convert(apply, inner, inner, outer, named)
+
+    def made(inner: Any, outer: tuple, named: dict, closed: tuple[list, list]) -> Callable[[Any], Any]:
+        if not closed_over:
+            return given(inner, *outer, **named)
+        return lambda vector: converted(vector, inner, outer, named, *closed[1])
+
+    return replace(adjoint, preconditioner=made), closed_over
 
 
 def _attach(

@@ -221,6 +221,30 @@ def test_preconditioners_change_iterations_and_nothing_else() -> None:
     np.testing.assert_allclose(jax.jacrev(value)(PENALTIES), dense(PENALTIES, TARGETS)[0], atol=1e-9)
 
 
+def test_a_preconditioner_may_close_over_what_is_traced() -> None:
+    """And differentiated: by that the solution has the derivative 0, under jit and vmap and to second order."""
+
+    def value(penalties: jax.Array, scale: jax.Array) -> jax.Array:
+        def precondition(inner: jax.Array, *_: jax.Array) -> Callable[[jax.Array], jax.Array]:
+            return lambda vector: vector / (scale * penalties)
+
+        adjoint = Implicit(ConjugateGradient(1e-12), precondition)
+        solve = implicit.minimise(objective, newton, adjoint=adjoint, check="raise")
+        return solve(jnp.zeros(6), penalties, jnp.asarray(TARGETS)).value
+
+    want = dense(PENALTIES, TARGETS)[0]
+    by_penalties, by_scale = jax.jit(jax.jacrev(value, (0, 1)))(PENALTIES, 2.0)
+    np.testing.assert_allclose(by_penalties, want, atol=1e-9)
+    np.testing.assert_array_equal(by_scale, 0)
+    mapped = jax.vmap(jax.jacrev(value), (None, 0))(PENALTIES, jnp.array([0.5, 3.0]))
+    np.testing.assert_allclose(mapped, [want, want], atol=1e-9)
+    second = jax.jacfwd(jax.jacrev(lambda penalties: value(penalties, 2.0)))(PENALTIES)
+    shift = 1e-4 * np.eye(6)
+    ends = ([dense(PENALTIES + sign * each, TARGETS)[0] for each in shift] for sign in (1, -1))
+    differences = np.subtract(*map(np.array, ends)) / 2e-4
+    np.testing.assert_allclose(second, np.moveaxis(differences, 0, -1), atol=1e-6)
+
+
 def test_krylov_methods_on_matrices_of_all_signs() -> None:
     """Against a dense solve; the report's residual is that of the answer."""
     rotation = np.linalg.qr(NUMBERS.normal(size=(50, 50)))[0]

@@ -5,6 +5,8 @@ block may be unfinished. A token reads the tokens of its own block and beside th
 earlier blocks; what such a landmark is given is shared among the tokens of its block, by a softmax of their own.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,10 +17,8 @@ from kernels.masks import Causal, Lengths
 
 DENSE_LENGTH = 512
 """Up to so many tokens all scores are made at once: on a CPU a gradient of 271 tokens takes 0.4 of the time."""
-
-
-TILE_BLOCKS = 4
-"""Blocks' worth of queries that are gone through together."""
+QUERIES_ON_CPU, QUERIES = 256, 8192
+"""At most how many are gone through together: on a CPU so many as its cache holds, elsewhere as keep it busy."""
 
 
 def is_landmark(length: int, block: int) -> Bool[Array, " length"]:
@@ -164,11 +164,7 @@ def grouped_attention(
     )
     own, own_lse = (_in_order(each, length) for each in (output, jnp.moveaxis(found.lse, -1, -2)[..., None]))
     wide = own_lse.dtype
-    # Queries in tiles, so that what is summed over blocks stays near while it is.
-    tiles = -(-blocks // TILE_BLOCKS)
-    rows = -(-length // tiles)
     axis = len(query.shape) - 3
-    tiled = [jnp.moveaxis(_in_blocks(each, tiles, rows), axis, 0) for each in (query, own, own_lse)]
     # Every block that has tokens behind it, first axis; and where those begin.
     earlier = [jnp.moveaxis(each, axis, 0)[:-1] for each in (ordinary, read)]
     begins = (block + 1) * jnp.arange(1, blocks)
@@ -176,6 +172,7 @@ def grouped_attention(
     @jax.checkpoint
     def of_tile(tile: tuple[Array, ...]) -> tuple[Array, Array]:
         query, own, own_lse, first = tile
+        rows = query.shape[-3]
         scores = landmark_scores(query, landmarks[..., :-1, :, :], factor)
         at = first + jnp.arange(rows)
         scores = jnp.where(at[:, None, None] >= begins, scores, -jnp.inf)
@@ -197,9 +194,17 @@ def grouped_attention(
         sum_ = share + shares.sum(axis=-1, keepdims=True)
         return (total / sum_).astype(query.dtype), highest + jnp.log(sum_)
 
-    output, lse = lax.map(of_tile, (*tiled, rows * jnp.arange(tiles)))
-    output, lse = (_in_order(jnp.moveaxis(each, 0, axis), length) for each in (output, lse))
-    return output, jnp.moveaxis(lse[..., 0], -1, -2)
+    def in_tiles(queries: int, *of_query: Array) -> tuple[Array, Array]:
+        tiles = -(-length // queries)
+        rows = -(-length // tiles)
+        tiled = [jnp.moveaxis(_in_blocks(each, tiles, rows), axis, 0) for each in of_query]
+        made = lax.map(of_tile, (*tiled, rows * jnp.arange(tiles)))
+        output, lse = (_in_order(jnp.moveaxis(each, 0, axis), length) for each in made)
+        return output, jnp.moveaxis(lse[..., 0], -1, -2)
+
+    return lax.platform_dependent(
+        query, own, own_lse, cpu=partial(in_tiles, QUERIES_ON_CPU), default=partial(in_tiles, QUERIES)
+    )
 
 
 def _at_once(

@@ -56,6 +56,7 @@ class Chunk:
         state: Float[Array, "width value_width"],
     ) -> tuple[Float[Array, "chunk value_width"], Float[Array, "width value_width"]]:
         """The chunk's part of the solution, and the next state."""
+        # The state is read before there are scores: on GPUs float32 with head dim 128 spills otherwise.
         left = target - self._read(query, rows, whole, state)
         inside = self._scores(query, key, rows, columns, strict=True)
         solution = _product(_inverse(inside), left, 1, 0)

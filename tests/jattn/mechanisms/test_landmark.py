@@ -140,9 +140,15 @@ def test_derivative_of_the_grouped_softmax() -> None:
         np.testing.assert_allclose(slope, want, atol=1e-15)
 
 
+QUERIES = "jattn.mechanisms.landmark.QUERIES_ON_CPU"
+
+
 @pytest.mark.parametrize("implementation", [None, "xla"])
-def test_one_pass_is_the_weights_with_all_derivatives(implementation: str | None) -> None:
-    """Values, gradients and jvp(grad), under vmap and jit, grouped queries, an unfinished last block."""
+def test_one_pass_is_the_weights_with_all_derivatives(
+    implementation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, gradients and jvp(grad), under vmap and jit, grouped queries, an unfinished last block, several tiles."""
+    monkeypatch.setattr(QUERIES, 9)
     with jax.enable_x64(True):
         at, along = map(jnp.asarray, arrays()), map(jnp.asarray, arrays(seed=1))
         at, along = tuple(at), tuple(along)
@@ -160,11 +166,13 @@ def test_one_pass_is_the_weights_with_all_derivatives(implementation: str | None
 
 @given(
     length=st.integers(1, 40), block=st.integers(1, 9), kv_heads=st.sampled_from([1, 2]), seed=st.integers(0, 99),
+    queries=st.integers(3, 50),
 )  # fmt: skip
 @settings(max_examples=10, deadline=None)
-def test_at_once_is_block_by_block(length: int, block: int, kv_heads: int, seed: int) -> None:
-    """Output and log-sum-exp of own groups, which merge with further blocks, for blocks of any size."""
-    with jax.enable_x64(True):
+def test_at_once_is_block_by_block(length: int, block: int, kv_heads: int, seed: int, queries: int) -> None:
+    """Output and log-sum-exp of own groups, which merge with further blocks, for blocks and tiles of any size."""
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QUERIES, queries)
         rng = np.random.default_rng(seed)
         shapes = [(2, length, 2, 3), (2, length, kv_heads, 3), (2, length, kv_heads, 5)]
         at = [jnp.asarray(2 * rng.normal(size=shape)) for shape in shapes]

@@ -2,6 +2,7 @@
 
 from jattn.implicit import projections, proximal
 from jattn.implicit.adjoint import Implicit, Neumann, OneStep, Truncated, Unrolled
+from jattn.implicit.certificate import Certificate, DerivativeCertificate
 from jattn.implicit.check import ImplicitError, ImplicitWarning
 from jattn.implicit.condition import Condition, fixed, stationary
 from jattn.implicit.constrained import (
@@ -16,7 +17,7 @@ from jattn.implicit.constrained import (
     projected_gradient,
     proximal_gradient,
 )
-from jattn.implicit.differentiate import Certificate, Solution, fixed_point, minimise, root
+from jattn.implicit.differentiate import Solution, fixed_point, minimise, root
 from jattn.implicit.error import ErrorBound, error_bound
 from jattn.implicit.hypergradient import (
     Hypergradient,
@@ -47,6 +48,7 @@ __all__ = [
     "ConeSolution",
     "ConjugateGradient",
     "Dense",
+    "DerivativeCertificate",
     "ErrorBound",
     "Gmres",
     "Hypergradient",

@@ -145,6 +145,15 @@ def derivative(condition: Condition, inner: Any, *outer: Any) -> Callable[[Any],
     return lambda vector: jax.tree.map(lambda each: condition.sign * each, linear(vector))
 
 
+def transposed(condition: Condition, inner: Any, *outer: Any) -> Callable[[Any], Any]:
+    """v -> sign · (∂F/∂inner)ᵀ v, linearised once."""
+    matrix = derivative(condition, inner, *outer)
+    if condition.structure != "general":
+        return matrix
+    pull = jax.linear_transpose(matrix, inner)
+    return lambda vector: pull(vector)[0]
+
+
 def random_direction(inner: Any) -> Any:
     """Of length 1, with signs at random."""
     leaves, structure = jax.tree.flatten(inner)

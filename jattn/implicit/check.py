@@ -13,7 +13,9 @@ from jaxtyping import Array, ArrayLike, Float
 Check = str | None
 """What to do: "warn", "raise" an `ImplicitError`, "poison", to make it not-a-number, or nothing."""
 
-WEAKLY_ACTIVE = "an inequality is weakly active, or may be, where there is no derivative: less its margin"
+WEAKLY_ACTIVE = (
+    "an inequality is weakly active, or a kink near, or may be, where there is no derivative: less its margin"
+)
 
 
 class ImplicitWarning(UserWarning):

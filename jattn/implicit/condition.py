@@ -20,7 +20,7 @@ class Condition:
       structure: of A = -∂F/∂inner or of ∂F/∂inner, whichever `sign` says.
       sign: of ∂F/∂inner in a matrix of that structure: 1 for the gradient of what is minimised.
       activity: (inner, *outer) -> which inequalities are active, and the smaller of the least multiplier of those and
-        the least slack of the others; None where there are none.
+        the least slack of the others; None where there are none, or to be judged by residuals alone.
     """
 
     residual: Callable[..., Any]

@@ -1,9 +1,11 @@
 """Conditions of constrained and of non-smooth problems. Each is to be given to `root`.
 
-What is active, or in the support, is held where it is: derivatives hold while it stays so.
+What is active, or out of the support, is held where it is: derivatives hold while it stays so. How near that is to its
+end is in certificates, for all but `mirror_descent` and `newton`, whose maps have no kinks.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jattn.implicit.condition import Condition, fixed, stationary
+from jattn.implicit.kinks import nearest_kink
 
 Objective = Callable[..., Float[Array, ""]]
 
@@ -106,7 +109,12 @@ def proximal_gradient(objective: Objective, proximal: Callable[..., Any], rate: 
     Args:
       proximal: (y, κ, rate) -> argmin of ½‖x - y‖² + rate · g(x, κ), as jaxopt's.
     """
-    return fixed(lambda inner, smooth, rest: proximal(_downhill(objective, rate, inner, smooth), rest, rate))
+
+    return _of_operator(
+        lambda point, rest: proximal(point, rest, rate),
+        lambda inner, smooth: _downhill(objective, rate, inner, smooth),
+        rate,
+    )
 
 
 def block_proximal_gradient(
@@ -122,15 +130,20 @@ def block_proximal_gradient(
     if len(proximals) != len(rates):
         raise ValueError(f"rates must be as many as the {len(proximals)} proximals; got {len(rates)}")
 
-    def map(inner: Sequence[Any], smooth: Any, rest: Sequence[Any]) -> Any:
+    def point(inner: Sequence[Any], smooth: Any) -> list[Any]:
         slopes = jax.grad(objective)(inner, smooth)
-        moved = [
-            proximal(jax.tree.map(lambda x, slope, rate=rate: x - rate * slope, *pair), each, rate)
-            for proximal, rate, each, *pair in zip(proximals, rates, rest, inner, slopes, strict=True)
+        return [
+            jax.tree.map(lambda x, slope, rate=rate: x - rate * slope, *pair)
+            for rate, *pair in zip(rates, inner, slopes, strict=True)
         ]
-        return jax.tree.unflatten(jax.tree.structure(inner), jax.tree.leaves(moved))
 
-    return fixed(map)
+    def operator(points: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+        return [
+            proximal(each, of_each, rate)
+            for proximal, rate, each, of_each in zip(proximals, rates, points, rest, strict=True)
+        ]
+
+    return _of_operator(operator, point, max(rates))
 
 
 def mirror_descent(
@@ -194,7 +207,23 @@ def conic(dual_projection: Callable[[Float[Array, " rows"]], Float[Array, " rows
         slack = dual - inner.split
         return ConeSolution(A.T @ dual + c, b - A @ inner.primal - slack)
 
-    return Condition(residual)
+    def activity(inner: ConeSolution, *_: Any) -> tuple[Bool[Array, " rows"], Array]:
+        return nearest_kink(dual_projection, lambda split: split, inner.split, 1.0)
+
+    return Condition(residual, activity=activity)
+
+
+def _of_operator(operator: Callable[..., Any], point: Callable[..., Any], rate: float) -> Condition:
+    """operator(point(inner, θ), κ) = inner, whose kinks are those of the operator."""
+
+    def map(inner: Any, smooth: Any, rest: Any) -> Any:
+        found = operator(point(inner, smooth), rest)
+        return jax.tree.unflatten(jax.tree.structure(inner), jax.tree.leaves(found))
+
+    def activity(inner: Any, smooth: Any, rest: Any) -> tuple[Bool[Array, " entries"], Array]:
+        return nearest_kink(lambda moved: operator(moved, rest), lambda inner: point(inner, smooth), inner, rate)
+
+    return replace(fixed(map), activity=activity)
 
 
 def _downhill(objective: Objective, rate: float, inner: Any, smooth: Any) -> Any:

@@ -7,12 +7,12 @@ from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jattn.implicit.adjoint import Adjoint, Implicit, Neumann, OneStep, Truncated, Unrolled, random_direction
-from jattn.implicit.check import WEAKLY_ACTIVE, Check, checked_policy, factor, watched
+from jattn.implicit.adjoint import Adjoint, Implicit, Neumann, OneStep, Truncated, Unrolled
+from jattn.implicit.certificate import SLACK, Certificate, certificate, derivative_certificate, doubts
+from jattn.implicit.check import Check, checked_policy, factor, watched
 from jattn.implicit.condition import Condition, as_condition, fixed, stationary
 from jattn.implicit.iteration import Iteration
 from jattn.implicit.krylov import Report
@@ -30,28 +30,6 @@ class Runs(Protocol):
 
 Solver = Callable[..., Any] | Runs
 DIVERGES = "length of a term of Neumann's series over that of the last"
-SLACK = 10.0
-"""A linear solve is spoken of when its residual is so many times its tolerance."""
-
-
-@no_type_check  # transformations put other things in the arrays' places
-@struct.dataclass
-class Certificate:
-    """How far a solution is from one.
-
-    Attributes:
-      distance: about how far the inner variables are from the solution: ‖F(inner, outer)‖ over ‖A v‖, A = ∂F/∂inner
-        and v a random direction of length 1, so over the root mean square of A's singular values. Small where F is
-        small but A is not; by directions in which A is much smaller than in most it is too small.
-      residual: `distance` over ‖inner‖, or over 1 if that is more. The same for F and a multiple of F.
-      active: which inequalities hold with equality; None where there are none.
-      margin: the smaller of the least multiplier of those and the least slack of the others; at 0 is no derivative.
-    """
-
-    distance: Float[Array, ""]
-    residual: Float[Array, ""]
-    active: Bool[Array, " inequalities"] | None
-    margin: Float[Array, ""] | None
 
 
 @no_type_check
@@ -61,7 +39,7 @@ class Solution:
 
     Attributes:
       value: the inner variables; differentiable by the outer ones.
-      auxiliary: what else the solver returns; no derivatives.
+      auxiliary: what else the solver returns, of an `Iteration` how many steps it took; no derivatives.
       certificate: how good it is; no derivatives.
     """
 
@@ -78,6 +56,7 @@ def root(
     has_auxiliary: bool = False,
     check: Check = "warn",
     tolerance: float = 1e-3,
+    certify: bool = False,
 ) -> Callable[..., Solution]:
     """A solver whose answer has derivatives by the outer variables, forward and reverse, to any order.
 
@@ -93,19 +72,23 @@ def root(
         or a linear solve of `Implicit` ends far from its own tolerance, or the series of `Neumann` diverges. Values
         alone are never checked, nor how many terms of `Neumann` there ought to be.
       tolerance: see `check`.
+      certify: certificates have a `derivative` too, for three linear solves, which a compiled program leaves out if
+        nothing uses them; `check` then says when its error is over ten times `tolerance`. For `Implicit` alone.
 
     Returns:
       (init, *outer, **named) -> Solution. Outer variables are all arguments but `init`, and what the condition closes
       over; any pytrees; those of integers have no derivative. By `init` the derivative is zero.
 
     Raises:
-      ValueError: the adjoint needs another solver; no such check.
+      ValueError: the adjoint needs another solver, or cannot be certified; no such check.
       TypeError: inner variables that are not real floating point numbers.
     """
     checked_policy(check)
     adjoint = Implicit() if adjoint is None else adjoint
     if isinstance(adjoint, Truncated | Unrolled):
         _refuse_what_has_no_steps(adjoint, solver)
+    if certify and not isinstance(adjoint, Implicit):
+        raise ValueError(f"certify must be False unless the adjoint is Implicit; got adjoint={adjoint}")
     known = as_condition(condition)
 
     def solve(init: Any, *outer: Any, **named: Any) -> Solution:
@@ -122,6 +105,8 @@ def root(
         opened, preconditions = _opened_too(adjoint, inner, outer, named)
         made = certificate(known, inner, *outer, **named)
         closed = closed_over, jax.lax.stop_gradient(preconditions)
+        if certify and isinstance(opened, Implicit):
+            made = replace(made, derivative=derivative_certificate(whole, opened, inner, outer, named, closed))
         value = _attach(whole, opened, check, tolerance, made, inner, outer, named, closed)
         return Solution(value, auxiliary, made)
 
@@ -145,29 +130,6 @@ def minimise(objective: Callable[..., Float[Array, ""]], solver: Solver, **optio
       options: those of `root`.
     """
     return root(stationary(objective), solver, **options)
-
-
-def certificate(condition: Condition, inner: Any, *outer: Any, **named: Any) -> Certificate:
-    """How well the condition holds. Without derivatives."""
-    inner, outer, named = jax.lax.stop_gradient((inner, outer, named))
-
-    def residual(inner: Any) -> Any:
-        return condition.residual(inner, *outer, **named)
-
-    missed, changed = (optax.tree.norm(each) for each in jax.jvp(residual, (inner,), (random_direction(inner),)))
-    distance = jnp.where(missed == 0, 0, missed / changed)
-    relative = distance / jnp.maximum(optax.tree.norm(inner), 1)
-    if condition.activity is None:
-        return Certificate(*jax.lax.stop_gradient((distance, relative)), None, None)
-    return Certificate(*jax.lax.stop_gradient((distance, relative, *condition.activity(inner, *outer, **named))))
-
-
-def doubts(made: Certificate, tolerance: float) -> list[tuple[str, Float[Array, ""], Any]]:
-    """What is wrong if a number is not within its limit."""
-    unconverged = ("residual of an inner solution that is differentiated", made.residual, tolerance)
-    if made.margin is None:
-        return [unconverged]
-    return [unconverged, (WEAKLY_ACTIVE, -made.margin, -jnp.maximum(1e-3 * tolerance, made.distance))]
 
 
 def _opened_too(
@@ -245,8 +207,8 @@ def _opened(function: Callable[..., Any], first: Any, outer: tuple, named: dict)
 def _answer(solver: Any, has_auxiliary: bool, init: Any, *outer: Any, **named: Any) -> tuple[Any, Any]:
     """The inner variables, and what else there is."""
     if hasattr(solver, "run"):
-        params, state = solver.run(init, *outer, **named)
-        return params, state
+        inner, state = solver.run(init, *outer, **named)
+        return inner, state
     found = solver(init, *outer, **named)
     return found if has_auxiliary else (found, None)
 
@@ -256,7 +218,7 @@ def _through_steps(
 ) -> tuple[Any, Any]:
     init = jax.lax.stop_gradient(init)
     if isinstance(solver, Iteration):
-        return solver.unrolled(adjoint, init, *outer, **named), None
+        return solver.unrolled(adjoint, init, *outer, **named), jnp.int32(solver.steps)
     return _answer(solver, has_auxiliary, init, *outer, **named)
 
 

@@ -10,10 +10,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jattn.implicit.adjoint import derivative
+from jattn.implicit.adjoint import transposed
+from jattn.implicit.certificate import SLACK, certificate, doubts
 from jattn.implicit.check import Check, checked_policy, factor
 from jattn.implicit.condition import Condition, as_condition
-from jattn.implicit.differentiate import SLACK, certificate, doubts
+from jattn.implicit.error import first_order_error
 from jattn.implicit.linear_solve import ConjugateGradient, Gmres, LinearSolver, Minres, solve_linear
 
 
@@ -131,7 +132,7 @@ class Hypergradient:
         value, (by_inner, direct) = jax.value_and_grad(self.objective, (0, 1))(inner, outer)
         sign = self.condition.sign
         adjoint, report = solve_linear(
-            self._transposed(inner, outer),
+            transposed(self.condition, inner, outer),
             by_inner,
             structure=self.condition.structure,
             solver=self._linear_solver(adjoint_tolerance),
@@ -170,43 +171,17 @@ class Hypergradient:
         )
 
     def error(self, state: HypergradientState, outer: Any) -> Float[Array, ""]:
-        """The size of what the last hypergradient is off by, to first order, from three more linear solves.
-
-        It is the change of the hypergradient along the Newton step to the inner solution, and what the residual of the
-        adjoint adds: the terms of `error_bound` in the one direction that matters, without its matrices.
+        """The size of what the last hypergradient is off by, to first order, from two more linear solves.
 
         Args:
           outer: those of the step that made the state.
         """
         exact = self._linear_solver(jnp.asarray(self.tolerances.adjoint[1] ** 2, state.change.dtype))
-        inner, adjoint = state.inner, state.adjoint
 
-        def through(inner: Any, adjoint: Any) -> Any:
-            direct = jax.grad(self.objective, 1)(inner, outer)
-            (pulled,) = jax.vjp(lambda outer: self.condition.residual(inner, outer), outer)[1](adjoint)
-            return jax.tree.map(lambda a, b: a - self.condition.sign * b, direct, pulled)
+        def solve(matrix: Callable[[Any], Any], right: Any) -> Any:
+            return solve_linear(matrix, right, structure=self.condition.structure, solver=exact)[0]
 
-        def solved(inner: Any) -> Any:
-            right = jax.grad(self.objective)(inner, outer)
-            structure = self.condition.structure
-            return solve_linear(self._transposed(inner, outer), right, structure=structure, solver=exact)[0]
-
-        residual = self.condition.residual(inner, outer)
-        right = jax.tree.map(lambda each: -self.condition.sign * each, residual)
-        matrix = derivative(self.condition, inner, outer)
-        newton, _ = solve_linear(matrix, right, structure=self.condition.structure, solver=exact)
-        best, better = jax.jvp(solved, (inner,), (newton,))
-        _, moved = jax.jvp(through, (inner, best), (newton, better))
-        mended = jax.tree.map(jnp.subtract, through(inner, best), through(inner, adjoint))
-        return optax.tree.norm(jax.tree.map(jnp.add, moved, mended))
-
-    def _transposed(self, inner: Any, outer: Any) -> Callable[[Any], Any]:
-        """The matrix of the adjoint's system."""
-        matrix = derivative(self.condition, inner, outer)
-        if self.condition.structure != "general":
-            return matrix
-        transposed = jax.linear_transpose(matrix, inner)
-        return lambda vector: transposed(vector)[0]
+        return first_order_error(self.condition, self.objective, state.inner, (outer,), state.adjoint, solve).error
 
     def _linear_solver(self, tolerance: Float[Array, ""]) -> LinearSolver:
         kinds = {"positive definite": ConjugateGradient, "symmetric": Minres, "general": Gmres}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jattn.implicit.adjoint import Truncated, Unrolled
 
@@ -38,6 +38,10 @@ class Iteration:
 
     def __call__(self, init: Any, *outer: Any, **named: Any) -> Any:
         """The inner variables that it ends with; not to be differentiated in reverse if there is a tolerance."""
+        return self.run(init, *outer, **named)[0]
+
+    def run(self, init: Any, *outer: Any, **named: Any) -> tuple[Any, Int[Array, ""]]:
+        """The same, and how many steps it took."""
 
         def unfinished(carry: tuple[Any, Any, Array]) -> Array:
             _, moved, count = carry
@@ -52,9 +56,10 @@ class Iteration:
 
         state = self.start(init)
         if self.tolerance == 0:
-            return self.read(self._run(state, self.steps, *outer, **named))
+            return self.read(self._run(state, self.steps, *outer, **named)), jnp.int32(self.steps)
         infinite = jnp.full_like(optax.tree.norm(init), jnp.inf)
-        return self.read(jax.lax.while_loop(unfinished, step, (state, infinite, jnp.int32(0)))[0])
+        state, _, taken = jax.lax.while_loop(unfinished, step, (state, infinite, jnp.int32(0)))
+        return self.read(state), taken
 
     def unrolled(self, adjoint: Unrolled | Truncated, init: Any, *outer: Any, **named: Any) -> Any:
         """All `steps` steps, whatever the tolerance, to be differentiated as `adjoint` says."""

@@ -21,7 +21,7 @@ Constraint = Callable[[Any, Any], Float[Array, " rows"]]
 
 
 def onto_affine(equality: Constraint, outer: Variables, inner: Variables) -> Joint:
-    """Onto {equality = 0}, of an affine function: x - Jᵀ(JJᵀ)⁻¹ equality(x), factored once.
+    """Onto {equality = 0}, of an affine function: x - Q R⁻ᵀ equality(x), with Jᵀ = QR factored once.
 
     Args:
       equality: affine with linearly independent rows; (outer, inner) -> rows.
@@ -29,11 +29,13 @@ def onto_affine(equality: Constraint, outer: Variables, inner: Variables) -> Joi
     """
     flat, unravel = ravel_pytree((outer, inner))
     jacobian = jax.jacrev(lambda flat: equality(*unravel(flat)))(flat)
-    factor = jax.scipy.linalg.cho_factor(jacobian @ jacobian.T)
+    across, triangle = jnp.linalg.qr(jacobian.T)
 
     def project(outer: Variables, inner: Variables) -> tuple[Variables, Variables]:
         flat, unravel = ravel_pytree((outer, inner))
-        return unravel(flat - jacobian.T @ jax.scipy.linalg.cho_solve(factor, equality(outer, inner)))
+        return unravel(
+            flat - across @ jax.scipy.linalg.solve_triangular(triangle.T, equality(outer, inner), lower=True)
+        )
 
     return project
 

@@ -139,3 +139,12 @@ def test_margins_are_the_general_projection() -> None:
             assert multipliers.min() >= 0
             np.testing.assert_allclose(ours[0] - weights, matrix.T @ multipliers, atol=1e-9)
             np.testing.assert_allclose(multipliers * (1 - ours[1] - matrix @ ours[0]), 0, atol=1e-9)
+
+
+def test_affine_set_of_rows_that_are_nearly_dependent() -> None:
+    """Their normal equations would lose all digits of single precision."""
+    matrix = np.array([[1.0, 0, 0, 0, 0, 0, 0], [1, 1e-4, 0, 0, 0, 0, 0]], np.float32)
+    right, point = np.array([1.0, 1.0], np.float32), np.array([3.0, 5, 1, 2, 3, 4, 5], np.float32)
+    equality = partial(affine, matrix, right)
+    ours = joined(jax.jit(onto_affine(equality, *split(np.zeros(7, np.float32))))(*split(point)))
+    np.testing.assert_allclose(ours, [1, 0, *point[2:]], atol=2e-3)

@@ -190,7 +190,7 @@ def least_squares(seed: int, n: int = 8) -> tuple[Any, Any]:
 
 
 def test_gradients_of_quadratic_programs() -> None:
-    """Least squares on a simplex by OSQP: values right, 10 % of gradients or more off by more than 10 %."""
+    """Least squares on a simplex by OSQP: values right, all gradients a fraction of what they ought to be."""
     n, solver = 8, jaxopt.OSQP(tol=1e-8, maxiter=20000)
 
     def value(budget: Any, Q: Any, c: Any) -> Any:
@@ -199,12 +199,12 @@ def test_gradients_of_quadratic_programs() -> None:
         return (z**2).sum()
 
     value, gradient = jax.jit(value), jax.jit(jax.grad(value))
-    off = []
+    parts = []
     for seed in range(6):
         problem, budget = least_squares(seed, n), jnp.ones(())
         want = (value(budget + 1e-4, *problem) - value(budget - 1e-4, *problem)) / 2e-4
-        off.append(abs(gradient(budget, *problem) / want - 1))
-    assert np.median(off) > 0.1, off
+        parts.append(gradient(budget, *problem) / want)
+    assert 0.2 < min(parts) < max(parts) < 0.8, parts
 
 
 def test_equality_constrained_quadratic_program() -> None:

@@ -51,8 +51,8 @@ def run(config: Config, run: Run) -> None:
 
 def _precision(config: Config, run: Run) -> Any:
     with jax.enable_x64(True):
-        made = jax.jit(partial(precision.curve, steps=config.precision.steps))
-        found = _stacked([made(precision.problem(config.seed + each)) for each in range(config.precision.seeds)])
+        seeds, steps = range(config.seed, config.seed + config.precision.seeds), config.precision.steps
+        found = _stacked([precision.curve(precision.problem(seed), steps) for seed in seeds])
     claims.settle_precision(run, found)
     caption = "Ridge: error of Jacobians against the distance from the solution, after each step of the solver."
     run.figure("precision", figures.error_by_distance(found), caption)

@@ -4,6 +4,7 @@ The inner problem is ridge regression with a penalty for each weight, ½ mean (�
 known: -(ΦᵀΦ/n + diag θ)⁻¹ diag x. The solver is gradient descent from zeros, looked at after every step.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -70,7 +71,16 @@ def descent(data: Problem, steps: int) -> implicit.Iteration:
 
 
 def curve(data: Problem, steps: int) -> Curve:
-    """What each of the solver's steps leaves."""
+    """What each of the solver's steps leaves.
+
+    By two programs: in one, XLA's threads on two cores wait for one another and never end (jaxlib 0.10.2).
+    """
+    return _errors(data, *_trajectory(data, steps))
+
+
+@partial(jax.jit, static_argnums=1)
+def _trajectory(data: Problem, steps: int) -> tuple[Float[Array, "steps features"], Array]:
+    """Where each step leads, and its Jacobian by the penalties."""
     rows, targets, penalties = data
     solver = descent(data, 1)
 
@@ -81,7 +91,14 @@ def curve(data: Problem, steps: int) -> Curve:
 
         return jax.lax.scan(step, jnp.zeros_like(penalties), None, length=steps)[1]
 
-    points, unrolled = trajectory(penalties), jax.jacfwd(trajectory)(penalties)
+    return trajectory(penalties), jax.jacfwd(trajectory)(penalties)
+
+
+@jax.jit
+def _errors(
+    data: Problem, points: Float[Array, "steps features"], unrolled: Float[Array, "steps features features"]
+) -> Curve:
+    rows, targets, penalties = data
 
     def as_solutions(adjoint: implicit.Implicit | implicit.OneStep) -> Float[Array, "steps features features"]:
         """The Jacobian as if each point were the solution."""

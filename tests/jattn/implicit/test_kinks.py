@@ -218,3 +218,26 @@ def test_a_cone_at_its_apex_is_spoken_of() -> None:
 
     assert slope(-1.0) == 1
     assert np.isnan(slope(0.0))
+
+
+def test_outer_steps_are_judged_too() -> None:
+    """A box's bound that the solution just reaches, among outer variables that move it there."""
+
+    def objective(x: jax.Array, theta: jax.Array) -> jax.Array:
+        return 0.5 * ((x - theta) ** 2).sum()
+
+    whole = implicit.projected_gradient(objective, lambda y, _: jnp.clip(y, -1, 1))
+    condition = implicit.Condition(
+        lambda x, theta: whole.residual(x, theta, None), activity=lambda x, theta: whole.activity(x, theta, None)
+    )
+    problem = implicit.hypergradient(
+        lambda x, _: x.sum(), condition, lambda _, theta, __: jnp.clip(theta, -1, 1), check="poison"
+    )
+    step = jax.jit(problem.step)
+    _, gradient, _, report = step(problem.init(jnp.zeros(3)), jnp.array([0.3, 5.0, -0.9]))
+    np.testing.assert_allclose(gradient, [1, 0, 1], atol=1e-6)
+    np.testing.assert_array_equal(report.active, [False, True, False])
+    assert 0.01 < report.margin <= 0.1
+    _, gradient, _, report = step(problem.init(jnp.zeros(3)), jnp.array([0.3, 1.0, -0.9]))
+    assert np.isnan(gradient).all()
+    assert report.margin == 0

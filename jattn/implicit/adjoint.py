@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jattn.implicit.condition import Condition
+from jattn.implicit.directions import random_direction
 from jattn.implicit.krylov import Report
 from jattn.implicit.linear_solve import Automatic, LinearSolver, solve_linear
 
@@ -152,15 +153,3 @@ def transposed(condition: Condition, inner: Any, *outer: Any) -> Callable[[Any],
         return matrix
     pull = jax.linear_transpose(matrix, inner)
     return lambda vector: pull(vector)[0]
-
-
-def random_direction(inner: Any) -> Any:
-    """Of length 1, with signs at random."""
-    leaves, structure = jax.tree.flatten(inner)
-    size = max(1, sum(leaf.size for leaf in map(jnp.asarray, leaves)))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    signs = [
-        jax.random.rademacher(key, jnp.shape(leaf), jnp.result_type(leaf))
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return structure.unflatten([each / size**0.5 for each in signs])

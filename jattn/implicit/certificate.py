@@ -8,9 +8,10 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jattn.implicit.adjoint import Implicit, random_direction, transposed
+from jattn.implicit.adjoint import Implicit, transposed
 from jattn.implicit.check import WEAKLY_ACTIVE
 from jattn.implicit.condition import Condition
+from jattn.implicit.directions import random_direction
 from jattn.implicit.error import first_order_error
 from jattn.implicit.krylov import Report
 from jattn.implicit.linear_solve import solve_linear

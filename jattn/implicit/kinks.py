@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from jattn.implicit.directions import random_signs, random_sizes
+
 Vector = Float[Array, " entries"]
 JUMP = 1e-2
 """Of a derivative along a random direction, over its largest entry: smaller ones are curvature and rounding."""
@@ -28,8 +30,8 @@ def nearest_kink(
     """
     inner, restore_inner = ravel_pytree(jax.lax.stop_gradient(inner))
     flat, restore = ravel_pytree(jax.lax.stop_gradient(point(restore_inner(inner))))
-    signs = jax.random.rademacher(jax.random.key(0), flat.shape, flat.dtype)
-    direction = _no_small_entries(jax.random.key(1), flat)
+    # Entries are from 1 to 2: no small factor hides a jump, and no sum of them is 0 by chance, as of signs.
+    direction = random_signs(flat) * random_sizes(flat)
 
     def slope(flat: Vector) -> Vector:
         """The operator's derivative along the direction."""
@@ -40,27 +42,29 @@ def nearest_kink(
         return jax.jvp(of_flat, (flat,), (direction,))[1]
 
     held = slope(flat) == 0
-    move = jnp.where(held, 0, signs)
+    move = jnp.where(held, 0, random_signs(flat, 1))
     _, moved = jax.jvp(lambda inner: ravel_pytree(point(restore_inner(inner)))[0], (inner,), (move,))
-    steepening = jnp.sqrt(jnp.mean((move - moved) ** 2))
-    reach = signs * (~held + rate + steepening)
+    reach = ~held + rate + jnp.sqrt(jnp.mean((move - moved) ** 2))
     most = jnp.abs(flat).max(initial=1)
-    first = jnp.maximum(LEAST, 8 * jnp.finfo(flat.dtype).eps) * most
+    rounding = 4 * jnp.finfo(flat.dtype).eps * most
+    first = jnp.maximum(LEAST * most, 2 * rounding)
+
+    def away(margin: Array, stream: Array) -> Vector:
+        return random_signs(flat, stream) * jnp.maximum(margin * reach, rounding)
+
     # Not at the point itself: on a kink derivatives may be the mean of both sides.
-    here = slope(flat + first / 2 * reach)
+    here = slope(flat + away(first / 2, jnp.uint32(1)))
 
-    def smooth(margin: Float[Array, ""]) -> Bool[Array, ""]:
-        above, below = slope(flat + margin * reach), slope(flat - margin * reach)
-        largest = jnp.stack([here, above, below])
-        return jnp.linalg.norm(above + below - 2 * here) <= JUMP * jnp.abs(largest).max(initial=0)
+    def smooth(tried: tuple[Array, Array]) -> Bool[Array, ""]:
+        """Whether nothing jumps; other signs each time, for some may lead along an edge."""
+        by = away(*tried)
+        above, below = slope(flat + by), slope(flat - by)
+        largest = jnp.abs(jnp.stack([here, above, below])).max(initial=0)
+        return (tried[0] < most) & (jnp.linalg.norm(above + below - 2 * here) <= JUMP * largest)
 
-    clear = jax.lax.while_loop(lambda tried: (tried < most) & smooth(tried), lambda tried: GROWTH * tried, first)
+    def further(tried: tuple[Array, Array]) -> tuple[Array, Array]:
+        return GROWTH * tried[0], tried[1] + 1
+
+    clear, _ = jax.lax.while_loop(smooth, further, (first, jnp.uint32(1)))
     margin = jnp.where(clear > first, jnp.minimum(clear / GROWTH, most), 0)
     return jax.lax.stop_gradient((held, margin))
-
-
-def _no_small_entries(key: Array, like: Vector) -> Vector:
-    """At random, from 1 to 2 or from -2 to -1: no small factor hides a jump, and no sum of entries is 0 by chance."""
-    of_sign, of_size = jax.random.split(key)
-    sign = jax.random.rademacher(of_sign, like.shape, like.dtype)
-    return sign * jax.random.uniform(of_size, like.shape, like.dtype, 1, 2)

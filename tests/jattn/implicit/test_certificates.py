@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jattn import implicit
 from jattn.implicit import ConjugateGradient, Dense, Gmres, Implicit, Minres, PrimalDual
-from jattn.implicit.adjoint import random_direction
+from jattn.implicit.directions import random_direction
 
 FLAT = np.array([1e-4, 1, 1, 1, 1, 1])
 """Curvatures: the first is hard to see in a residual."""

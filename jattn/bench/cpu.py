@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-LEAST = 0.02
-"""Seconds: shorter calls are repeated, as one alone tells more of caches and clocks than of the program."""
+LEAST = 0.1
+"""Seconds: shorter calls are repeated, for one alone tells more of caches that others emptied than of the program."""
 Timed = Callable[[], float]
 """Runs a program once, and says how many seconds of CPU time it took."""
 
@@ -30,13 +31,13 @@ def timed(function: Callable[..., Any], arguments: Sequence[Any]) -> Timed:
 
 
 def timed_program(compiled: Any, arguments: Sequence[Any]) -> Timed:
-    """A compiled program, to be timed: the mean of as many calls as fill `LEAST`."""
+    """A compiled program, to be timed: the mean of as many calls as fill `LEAST`, after one that is not counted."""
 
     def measure() -> float:
         spent = [cpu_seconds(lambda: compiled(*arguments))]
         while sum(spent) < LEAST:
             spent.append(cpu_seconds(lambda: compiled(*arguments)))
-        return sum(spent) / len(spent)
+        return float(np.mean(spent[1:] or spent))
 
     return measure
 

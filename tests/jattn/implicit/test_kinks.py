@@ -241,3 +241,24 @@ def test_outer_steps_are_judged_too() -> None:
     _, gradient, _, report = step(problem.init(jnp.zeros(3)), jnp.array([0.3, 1.0, -0.9]))
     assert np.isnan(gradient).all()
     assert report.margin == 0
+
+
+@pytest.mark.parametrize("adjoint", [EXACT, implicit.Unrolled()])
+@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))])
+def test_operator_and_objective_may_close_over_what_is_traced(adjoint: Any, mode: Any) -> None:
+    """x = soft(θ, w) with w = exp(θ₀) / 10: the derivative of its sum is that by θ, where not 0, and by w."""
+
+    def value(theta: jax.Array) -> jax.Array:
+        weight = jnp.exp(theta[0]) / 10
+
+        def step(x: jax.Array, *_: Any) -> jax.Array:
+            return jaxopt.prox.prox_lasso(theta, weight, 1.0)
+
+        condition = implicit.proximal_gradient(
+            lambda x, _: 0.5 * ((x - theta) ** 2).sum(), lambda y, _, rate: jaxopt.prox.prox_lasso(y, weight, rate)
+        )
+        solve = implicit.root(condition, implicit.Iteration(step, 3), adjoint=adjoint, check="raise")
+        return (solve(jnp.zeros(3), None, None).value * jnp.array([1.0, 1, 2])).sum()
+
+    slope = np.exp(2.0) / 10
+    np.testing.assert_allclose(mode(value)(jnp.array([2.0, 0.5, -3])), [1 + slope, 0, 2], rtol=1e-5)

@@ -52,15 +52,18 @@ def nearest_kink(
     def away(margin: Array, stream: Array) -> Vector:
         return random_signs(flat, stream) * jnp.maximum(margin * reach, rounding)
 
+    def beside(margin: Array, stream: Array) -> tuple[Vector, Vector]:
+        by = away(margin, stream)
+        return slope(flat + by), slope(flat - by)
+
     # Not at the point itself: on a kink derivatives may be the mean of both sides.
-    here = slope(flat + away(first / 2, jnp.uint32(1)))
+    here, other = beside(first / 2, jnp.uint32(1))
+    alike = _small(here - other, here, other)
 
     def smooth(tried: tuple[Array, Array]) -> Bool[Array, ""]:
         """Whether nothing jumps; other signs each time, for some may lead along an edge."""
-        by = away(*tried)
-        above, below = slope(flat + by), slope(flat - by)
-        largest = jnp.abs(jnp.stack([here, above, below])).max(initial=0)
-        return (tried[0] < most) & (jnp.linalg.norm(above + below - 2 * here) <= JUMP * largest)
+        above, below = beside(*tried)
+        return (tried[0] < most) & alike & _small(above + below - 2 * here, here, above, below)
 
     def further(tried: tuple[Array, Array]) -> tuple[Array, Array]:
         return GROWTH * tried[0], tried[1] + 1
@@ -68,3 +71,8 @@ def nearest_kink(
     clear, _ = jax.lax.while_loop(smooth, further, (first, jnp.uint32(1)))
     margin = jnp.where(clear > first, jnp.minimum(clear / GROWTH, most), 0)
     return jax.lax.stop_gradient((held, margin))
+
+
+def _small(change: Vector, *slopes: Vector) -> Bool[Array, ""]:
+    """Of a derivative: no jump."""
+    return jnp.linalg.norm(change) <= JUMP * jnp.abs(jnp.stack(slopes)).max(initial=0)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jattn.bench.bound import Bound, logged, medians
-from jattn.bench.cpu import cpu_seconds, pin_to_one_core, timed
+from jattn.bench.cpu import mean_cpu_seconds, pin_to_one_core, timed
 from jattn.bench.interleave import interleave
 from jattn.bilevel import LVHBA, Proximity, growing_penalty, solve
 from jattn.bilevel.toys import convex_toy
@@ -45,7 +45,7 @@ def _rows() -> Iterator[dict[str, Any]]:
         start = jnp.ones(size), jnp.ones((2, size))
         for found, expected in zip(jax.jit(ours)(*start), theirs(), strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-3)
-        seconds = interleave({"jattn": timed(ours, start), "NumPy": partial(cpu_seconds, theirs)}, ROUNDS)
+        seconds = interleave({"jattn": timed(ours, start), "NumPy": partial(mean_cpu_seconds, theirs)}, ROUNDS)
         what = f"{ITERATIONS} iterations of LV-HBA, {size} outer variables"
         yield NO_SLOWER.row(what, "NumPy", seconds["jattn"] / seconds["NumPy"], medians(seconds))
         if size in MILLISECONDS:

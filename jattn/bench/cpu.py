@@ -31,15 +31,16 @@ def timed(function: Callable[..., Any], arguments: Sequence[Any]) -> Timed:
 
 
 def timed_program(compiled: Any, arguments: Sequence[Any]) -> Timed:
-    """A compiled program, to be timed: the mean of as many calls as fill `LEAST`, after one that is not counted."""
+    """A compiled program, to be timed by `mean_cpu_seconds`."""
+    return lambda: mean_cpu_seconds(lambda: compiled(*arguments))
 
-    def measure() -> float:
-        spent = [cpu_seconds(lambda: compiled(*arguments))]
-        while sum(spent) < LEAST:
-            spent.append(cpu_seconds(lambda: compiled(*arguments)))
-        return float(np.mean(spent[1:] or spent))
 
-    return measure
+def mean_cpu_seconds(function: Callable[[], Any]) -> float:
+    """`cpu_seconds` of as many calls as fill `LEAST`, after one that is not counted; of one alone if that fills it."""
+    spent = [cpu_seconds(function)]
+    while sum(spent) < LEAST:
+        spent.append(cpu_seconds(function))
+    return float(np.mean(spent[1:] or spent))
 
 
 def cpu_seconds(function: Callable[[], Any]) -> float:

@@ -91,7 +91,7 @@ def test_kinks_of_what_is_not_separable(operator: Any, n: int, double: bool) -> 
     """At all ones, an edge, the margin is 0, but for rounding of long sums; it is not off it, to either side."""
     with jax.enable_x64(double):
         edge = jnp.ones(n)
-        assert of_itself(operator, edge)[1] <= (1e-6 if double else 2e-3)
+        assert of_itself(operator, edge)[1] <= (1e-6 if double else 1e-4)
         for by in (-0.5, 0.5):
             assert of_itself(operator, edge.at[-1].add(by))[1] >= 1e-3 / n**0.5
             assert of_itself(operator, edge + by)[1] >= 1e-3
